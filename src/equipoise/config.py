@@ -1,0 +1,165 @@
+"""Settings: class defaults < YAML file < `--set a.b=1`. An unknown key is an error with the near name.
+
+YAML is read as version 1.2, so that `lr: 1e-5` is a number and `lang: no` is a text.
+"""
+
+import inspect
+import io
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from equipoise.errors import ConfigError, near
+
+
+class Config(BaseModel):
+    """Base of every run's settings: frozen, unknown keys refused. Holds values, never objects."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class IsInput:
+    """Marks a setting that names something to read; its content is part of a run's identity."""
+
+
+InputPath = Annotated[Path, IsInput()]
+"""A file or folder that the run reads."""
+
+ModelRef = Annotated[str, IsInput()]
+"""A model to read: a built-in name such as `minilm`, a folder, or a hub id."""
+
+C = TypeVar("C", bound=BaseModel)
+
+
+def _parser() -> YAML:
+    parser = YAML(typ="safe", pure=True)
+    parser.version = (1, 2)
+    parser.default_flow_style = False
+    return parser
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping; a missing, broken or non-mapping file raises ConfigError with its line."""
+    try:
+        data = _parser().load(path.read_text("utf-8"))
+    except OSError as exc:
+        raise ConfigError(f"{path}: {exc.strerror}") from exc
+    except UnicodeDecodeError as exc:
+        raise ConfigError(f"{path}: byte {exc.start} is not UTF-8") from exc
+    except YAMLError as exc:
+        mark = getattr(exc, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise ConfigError(f"{where}: not YAML, {getattr(exc, 'problem', exc)}") from exc
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected a mapping of settings, got {type(data).__name__}")
+    return data
+
+
+def to_yaml(data: Mapping[str, Any]) -> str:
+    """Write a mapping of plain values as YAML text."""
+    out = io.StringIO()
+    parser = _parser()
+    parser.version = None  # no `%YAML 1.2` line at the top
+    parser.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    parser.dump(dict(data), out)
+    return out.getvalue()
+
+
+def parse_override(item: str) -> tuple[list[str], Any]:
+    """Split `a.b=1` into its keys and its value, read as YAML.
+
+    >>> parse_override("optim.lr=1e-5")
+    (['optim', 'lr'], 1e-05)
+    """
+    dotted, equals, raw = item.partition("=")
+    if not equals or not all(dotted.split(".")):
+        raise ConfigError(f"--set {item}: expected key=value, for example optim.lr=1e-5")
+    try:
+        return dotted.split("."), _parser().load(raw)
+    except YAMLError as exc:
+        raise ConfigError(f"--set {item}: the value is not YAML") from exc
+
+
+def apply_override(data: dict[str, Any], keys: Sequence[str], value: Any) -> None:
+    """Set a nested key in place; a key that is a value and not a section raises ConfigError."""
+    *parents, leaf = keys
+    for name in parents:
+        data = data.setdefault(name, {})
+        if not isinstance(data, dict):
+            raise ConfigError(f"--set {'.'.join(keys)}: '{name}' is a value, not a section")
+    data[leaf] = value
+
+
+def load_config(kind: type[C], path: Path | None = None, overrides: Sequence[str] = ()) -> C:
+    """Build a config: class defaults < file < overrides such as `optim.lr=1e-5`."""
+    data = read_yaml(path) if path else {}
+    for item in overrides:
+        apply_override(data, *parse_override(item))
+    return parse_config(kind, data, str(path or "command line"))
+
+
+def parse_config(kind: type[C], data: Mapping[str, Any], where: str) -> C:
+    """Check a mapping against a config class; `where` names its origin in the error."""
+    try:
+        return kind.model_validate(data)
+    except ValidationError as exc:
+        raise ConfigError(explain(where, kind, exc)) from exc
+
+
+def explain(where: str, kind: type[BaseModel], exc: ValidationError) -> str:
+    """Return `where: key: what is wrong` for the first error, and how many more there are."""
+    first, *rest = exc.errors(include_url=False)
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        message = f"no such setting{near(str(first['loc'][-1]), _keys(kind, first['loc'][:-1]))}"
+    elif first["type"] == "missing":
+        message = "missing"
+    else:
+        message = f"{first['msg'].removeprefix('Value error, ')}, got {_short(first['input'])}"
+    more = f" (and {len(rest)} more)" if rest else ""
+    return ": ".join(part for part in (where, key, message) if part) + more
+
+
+def _short(value: object) -> str:
+    if isinstance(value, dict | BaseModel):
+        return "a mapping"
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _keys(kind: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    """Names of the settings that are allowed at `path` inside `kind`."""
+    for part in path:
+        if isinstance(part, int):
+            continue
+        field = kind.model_fields.get(part)
+        inner = [t for t in _types(field.annotation) if t is not None] if field else []
+        models = [t for t in inner if isinstance(t, type) and issubclass(t, BaseModel)]
+        if not models:
+            return []
+        kind = models[0]
+    return list(kind.model_fields)
+
+
+def _types(annotation: Any) -> list[Any]:
+    return [annotation, *(leaf for arg in get_args(annotation) for leaf in _types(arg))]
+
+
+def bind(table: Mapping[str, Callable[..., Any]], name: str, params: Mapping[str, Any]) -> Callable[..., Any]:
+    """Pick `table[name]` and fix its keyword-only parameters. The signature is the schema."""
+    if name not in table:
+        raise ConfigError(f"no objective '{name}'{near(name, table)}; known: {', '.join(table)}")
+    signature = inspect.signature(table[name]).parameters.values()
+    accepted = [p.name for p in signature if p.kind is p.KEYWORD_ONLY]
+    for key in params:
+        if key not in accepted:
+            known = ", ".join(accepted) or "nothing"
+            raise ConfigError(f"'{name}' takes no '{key}'{near(key, accepted)}; it takes: {known}")
+    return partial(table[name], **params)

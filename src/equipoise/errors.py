@@ -1,0 +1,60 @@
+"""Every mistake a user can make, and every way a run can stop.
+
+    EquipoiseError            exit 2: the user's mistake, one line, no traceback
+    ├── ConfigError           a setting, a recipe or a command-line value
+    ├── DataError             a file, a line, a field
+    ├── TaxonomyError         a harm taxonomy or a category name
+    ├── ModelError            a model folder, a checkpoint, a backbone
+    └── MissingExtraError     an optional package that is not installed
+    RunStoppedError                exit 3: the run could not go on; the same command resumes it
+
+Messages have one shape: `where: what is wrong, got X; expected or known Y (did you mean Z?)`.
+Anything else that is raised is a bug of ours and keeps its traceback.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class EquipoiseError(Exception):
+    """A mistake that the user can mend; shown as one line, exit code 2."""
+
+
+class ConfigError(EquipoiseError):
+    """A setting that does not exist or does not fit."""
+
+
+class DataError(EquipoiseError):
+    """A file, line or field that cannot be read as what it should be."""
+
+
+class TaxonomyError(EquipoiseError):
+    """A taxonomy file or a category name that does not fit."""
+
+
+class ModelError(EquipoiseError):
+    """A model or checkpoint that is missing or is not what the caller needs."""
+
+
+class MissingExtraError(EquipoiseError):
+    """An optional package is missing; the message names the extra that brings it."""
+
+    def __init__(self, what: str, extra: str) -> None:
+        """Say that `what` needs the optional dependency group `extra`."""
+        super().__init__(f"{what} needs the extra '{extra}': pip install 'equipoise[{extra}]'")
+
+
+class RunStoppedError(Exception):
+    """The run cannot go on (NaN, disk full, endpoint dead); exit code 3, the same command resumes it."""
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """Return ` (did you mean 'x'?)` for the closest known name, or an empty string.
+
+    >>> near("gama", ["beta", "gamma"])
+    " (did you mean 'gamma'?)"
+    >>> near("zzz", ["beta"])
+    ''
+    """
+    match = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean '{match[0]}'?)" if match else ""

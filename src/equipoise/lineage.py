@@ -1,0 +1,308 @@
+"""What was made from what: content hashes, and the manifest that says a run is complete.
+
+Everything that produces something goes through `produce`. A folder (or file) is complete when its
+manifest exists; the same inputs again are skipped, a half-written run is resumed by its step from
+`Run.scratch`, and a place that holds another run is refused unless forced.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import resource
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+
+from equipoise import __version__
+from equipoise.config import Config, IsInput, to_yaml
+from equipoise.errors import ConfigError, DataError
+
+_PACKAGES = ("torch", "transformers", "peft", "accelerate", "numpy", "scikit-learn", "pydantic")
+_OURS = {"manifest.json", "started.json", "config.yaml"}
+
+
+class Source(BaseModel):
+    """One input of a run: where it was read, and the hash of what was in it."""
+
+    path: str
+    sha256: str
+
+
+class Manifest(BaseModel):
+    """The record of one finished run; its presence means that the run is complete."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    equipoise: str
+    step: str
+    step_version: int
+    key: str
+    config: dict[str, JsonValue]
+    inputs: dict[str, Source]
+    outputs: dict[str, str]
+    """Relative path -> sha256."""
+    licences: list[str]
+    notes: dict[str, JsonValue]
+    """What the step wants to be known of it: counts, warnings, scores."""
+    versions: dict[str, str]
+    machine: dict[str, JsonValue]
+    finished: str
+    attempts: int
+    wall_seconds: float
+    cpu_seconds: float
+    peak_memory_mib: float
+
+
+class Run:
+    """What a step gets: where to write, where to keep resume state, and what to tell the manifest."""
+
+    def __init__(self, out: Path, scratch: Path) -> None:
+        """Hold the places; `out` is a folder that exists, or a file to be written."""
+        self.out = out
+        self.scratch = scratch
+        """Folder for resume state; it survives a kill and is removed when the run completes."""
+        self.licences: set[str] = set()
+        self.notes: dict[str, JsonValue] = {}
+
+
+class Step(NamedTuple):
+    """A kind of run. `version` rises when the same settings would give another result."""
+
+    name: str
+    version: int
+    build: Callable[[Any, Run], None]
+    writes_file: bool = False
+    """True where `out` is one file and not a folder."""
+
+
+class Outcome(NamedTuple):
+    """A finished run, and whether it had been there already."""
+
+    manifest: Manifest
+    skipped: bool
+
+
+def produce(out: Path, step: Step, config: Config, *, force: bool = False) -> Outcome:
+    """Run `step` into `out`, unless the same run is complete there.
+
+    Raises:
+        ConfigError: `out` holds another run, and `force` is not set.
+    """
+    inputs = {
+        name: Source(path=str(path), sha256=content_hash(path)) for name, path in find_inputs(config).items()
+    }
+    settings = config.model_dump(mode="json")
+    identity = {"step": step.name, "version": step.version, "config": config.model_dump(mode="json")}
+    for name, source in inputs.items():
+        _replace(identity["config"], name, source.sha256)
+    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+    manifest_path = manifest_of(out, is_file=step.writes_file)
+    scratch = out.with_name(out.name + ".part") if step.writes_file else out / "scratch"
+    started = (scratch if step.writes_file else out) / "started.json"
+    done = read_manifest(manifest_path) if manifest_path.exists() else None
+    if done and done.key == key and _intact(out, done, step):
+        return Outcome(done, skipped=True)
+    before = json.loads(started.read_text("utf-8")) if started.exists() else None
+    resumable = done is None and before is not None and before["key"] == key
+    if not resumable:
+        if not force:
+            _refuse_if_taken(out, key, done, before)
+        _clear(out, scratch, manifest_path, done)
+
+    attempts = 1 + (before["attempts"] if resumable and before else 0)
+    (scratch if step.writes_file else out).mkdir(parents=True, exist_ok=True)
+    scratch.mkdir(exist_ok=True)
+    write_text(started, json.dumps({"key": key, "step": step.name, "attempts": attempts}))
+    run = Run(out, scratch)
+    wall, cpu = time.monotonic(), _cpu_seconds()
+    step.build(config, run)
+    if not step.writes_file:
+        write_text(out / "config.yaml", to_yaml(settings))
+    manifest = Manifest(
+        equipoise=__version__,
+        step=step.name,
+        step_version=step.version,
+        key=key,
+        config=settings,
+        inputs=inputs,
+        outputs=_outputs(out, step, scratch),
+        licences=sorted(run.licences),
+        notes=run.notes,
+        versions=versions(),
+        machine={"system": platform.platform(), "cores": os.cpu_count(), "processor": processor()},
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        attempts=attempts,
+        wall_seconds=round(time.monotonic() - wall, 3),
+        cpu_seconds=round(_cpu_seconds() - cpu, 3),
+        peak_memory_mib=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+    )
+    write_text(manifest_path, manifest.model_dump_json(indent=2))
+    shutil.rmtree(scratch)
+    started.unlink(missing_ok=True)
+    return Outcome(manifest, skipped=False)
+
+
+def manifest_of(out: Path, *, is_file: bool) -> Path:
+    """Return where the manifest of a folder or file lies."""
+    return out.with_name(out.name + ".manifest.json") if is_file else out / "manifest.json"
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read a manifest; one that is not ours raises DataError."""
+    try:
+        return Manifest.model_validate_json(path.read_text("utf-8"))
+    except (ValidationError, UnicodeDecodeError) as exc:
+        raise DataError(f"{path}: not a manifest of equipoise") from exc
+
+
+def find_inputs(config: BaseModel, prefix: str = "") -> dict[str, Path]:
+    """Return the settings marked as inputs, by dotted name; those that are None are left out.
+
+    A model reference that is no path on this disk (`minilm`, a hub id) is identified by its name.
+    """
+    found: dict[str, Path] = {}
+    hints = get_type_hints(type(config), include_extras=True)
+    for name in type(config).model_fields:
+        value = getattr(config, name)
+        if isinstance(value, BaseModel):
+            found |= find_inputs(value, f"{prefix}{name}.")
+        elif value is not None and _marked(hints[name]):
+            items = (
+                value.items()
+                if isinstance(value, Mapping)
+                else (enumerate(value) if isinstance(value, list | tuple) else [(None, value)])
+            )
+            for part, item in items:
+                where = prefix + name + ("" if part is None else f".{part}")
+                if isinstance(item, Path) and not item.exists():
+                    raise DataError(f"{where}: {item}: no such file or folder")
+                found[where] = Path(item)
+    return found
+
+
+def content_hash(path: Path) -> str:
+    """Sha256 of a file, of a folder's files and names, or of the bare name if nothing is there.
+
+    A folder with a manifest is identified by its outputs, so times and paths do not matter.
+    """
+    if path.is_file():
+        return hash_file(path)
+    if not path.is_dir():
+        return hashlib.sha256(f"name:{path}".encode()).hexdigest()
+    if (path / "manifest.json").exists():
+        files = read_manifest(path / "manifest.json").outputs
+    else:
+        files = {str(f.relative_to(path)): hash_file(f) for f in sorted(path.rglob("*")) if f.is_file()}
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    """Sha256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path that takes the place of `path` at the end, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name("tmp." + path.name)  # keeps the suffix, so .gz stays .gz
+    try:
+        yield part
+        with part.open("rb") as handle:
+            os.fsync(handle.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    with replacing(path) as part:
+        part.write_text(text, "utf-8")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a result, where installed."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def processor() -> str:
+    """Name of the processor and its vector extensions, or an empty text where unknown."""
+    info = Path("/proc/cpuinfo")
+    if not info.exists():
+        return platform.processor()
+    text = info.read_text("utf-8")
+    fields = dict(line.split(":", 1) for line in text.split("\n\n")[0].splitlines() if ":" in line)
+    fields = {name.strip(): value.strip() for name, value in fields.items()}
+    wanted = {"avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "amx_tile"}
+    flags = wanted & set(fields.get("flags", "").split())
+    return " ".join([fields.get("model name", platform.processor()), *sorted(flags)])
+
+
+def _marked(annotation: Any) -> bool:
+    metadata_ = getattr(annotation, "__metadata__", ())
+    if any(isinstance(mark, IsInput) for mark in metadata_):
+        return True
+    return any(_marked(arg) for arg in getattr(annotation, "__args__", ()))
+
+
+def _replace(settings: Any, dotted: str, value: str) -> None:
+    """Put an input's hash where its path stands, so that the place it lies in does not matter."""
+    *parents, leaf = dotted.split(".")
+    for name in parents:
+        settings = settings[int(name) if isinstance(settings, list) else name]
+    settings[int(leaf) if isinstance(settings, list) else leaf] = value
+
+
+def _refuse_if_taken(out: Path, key: str, done: Manifest | None, before: dict[str, Any] | None) -> None:
+    advice = "choose another place or give --force"
+    if done is None and before is None and (out.is_file() or (out.is_dir() and any(out.iterdir()))):
+        raise ConfigError(f"{out}: exists and is no run of equipoise; {advice}")
+    if done is not None and done.key != key:
+        raise ConfigError(f"{out}: holds another run ({done.step}, other settings or inputs); {advice}")
+    if done is None and before is not None:
+        raise ConfigError(f"{out}: holds another run, unfinished ({before['step']}); {advice}")
+
+
+def _clear(out: Path, scratch: Path, manifest_path: Path, done: Manifest | None) -> None:
+    """Remove what an earlier run left: what its manifest lists, or all of an unfinished folder."""
+    if done is not None:
+        for name in done.outputs:
+            (manifest_path.parent / name).unlink(missing_ok=True)
+    elif (out / "started.json").exists():
+        shutil.rmtree(out)
+    manifest_path.unlink(missing_ok=True)
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _intact(out: Path, done: Manifest, step: Step) -> bool:
+    base = out.parent if step.writes_file else out
+    return all((base / name).is_file() for name in done.outputs)
+
+
+def _outputs(out: Path, step: Step, scratch: Path) -> dict[str, str]:
+    if step.writes_file:
+        return {out.name: hash_file(out)}
+    files = [f for f in sorted(out.rglob("*")) if f.is_file() and scratch not in f.parents]
+    return {str(f.relative_to(out)): hash_file(f) for f in files if f.name not in _OURS or f.parent != out}
+
+
+def _cpu_seconds() -> float:
+    own, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime

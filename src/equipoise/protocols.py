@@ -1,0 +1,92 @@
+"""The callables that are passed around. Variation is a function you pass, never a base class.
+
+Local transformers, a server or a script of yours fit the same way: whoever needs a model takes one
+of these, and `cli` composes them.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from equipoise.records import Exchange, Refusal, Score
+
+Messages = list[dict[str, str]]
+"""A chat: dicts with `role` and `content`."""
+
+
+class Sampling(NamedTuple):
+    """How to decode. Temperature 0 is greedy."""
+
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    top_p: float = 1.0
+    samples: int = 1
+    """Responses per prompt."""
+    seed: int = 0
+
+
+class Generator(Protocol):
+    """Write responses."""
+
+    def __call__(
+        self, prompts: Sequence[Messages], sampling: Sampling, ids: Sequence[str] | None = None
+    ) -> list[list[str]]:
+        """Return `sampling.samples` responses per prompt, in order.
+
+        `ids` name the prompts: sampling is seeded per (seed, id, sample), so that a response does
+        not depend on what else is in the batch.
+        """
+        ...
+
+
+class Verdict(NamedTuple):
+    """What a judge says of one response in its context. Probabilities are 0..1."""
+
+    is_safe: bool
+    unsafe_probability: float
+    severity: int
+    severity_probabilities: tuple[float, ...]
+    categories: tuple[str, ...]
+    category_probabilities: dict[str, float]
+    truncated: bool
+
+
+class Judge(Protocol):
+    """Judge the harm of responses in context."""
+
+    def __call__(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
+        """Return one verdict per exchange, in order."""
+        ...
+
+
+class RefusalVerdict(NamedTuple):
+    """Whether a response declines, with the probability of each class."""
+
+    refusal: Refusal
+    probabilities: dict[Refusal, float]
+
+
+class RefusalJudge(Protocol):
+    """Say whether responses decline."""
+
+    def __call__(self, exchanges: Sequence[Exchange]) -> list[RefusalVerdict]:
+        """Return one verdict per exchange, in order."""
+        ...
+
+
+class Reward(Protocol):
+    """Score responses; the scores know their polarity."""
+
+    def __call__(self, exchanges: Sequence[Exchange]) -> list[Score]:
+        """Return one score per exchange, in order."""
+        ...
+
+
+class Embedder(Protocol):
+    """Turn texts into vectors."""
+
+    def __call__(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Return one vector per text, [texts, dimensions]."""
+        ...
