@@ -8,13 +8,13 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from equipoise.errors import ConfigError, near
+from equipoise.errors import ConfigError, DataError, near
 
 
 class Config(BaseModel):
@@ -114,13 +114,18 @@ def parse_config(kind: type[C], data: Mapping[str, Any], where: str) -> C:
 
 
 def explain(where: str, kind: type[BaseModel], exc: ValidationError) -> str:
-    """Return `where: key: what is wrong` for the first error, and how many more there are."""
-    first, *rest = exc.errors(include_url=False)
+    """Return `where: key: what is wrong` for the first error, and how many more there are.
+
+    Unknown keys come first: a misspelt one explains the missing one.
+    """
+    first, *rest = sorted(exc.errors(include_url=False), key=lambda e: e["type"] != "extra_forbidden")
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         message = f"no such setting{near(str(first['loc'][-1]), _keys(kind, first['loc'][:-1]))}"
     elif first["type"] == "missing":
         message = "missing"
+    elif first["type"] == "value_error" and isinstance(first["input"], dict | BaseModel):
+        message = first["msg"].removeprefix("Value error, ")  # a check across fields names them itself
     else:
         message = f"{first['msg'].removeprefix('Value error, ')}, got {_short(first['input'])}"
     more = f" (and {len(rest)} more)" if rest else ""
@@ -150,6 +155,37 @@ def _keys(kind: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
 
 def _types(annotation: Any) -> list[Any]:
     return [annotation, *(leaf for arg in get_args(annotation) for leaf in _types(arg))]
+
+
+def find_inputs(config: BaseModel, prefix: str = "") -> dict[str, Path]:
+    """Return the settings marked as inputs, by dotted name; those that are None are left out.
+
+    A model reference that is no path on this disk (`minilm`, a hub id) is identified by its name.
+    """
+    found: dict[str, Path] = {}
+    hints = get_type_hints(type(config), include_extras=True)
+    for name in type(config).model_fields:
+        value = getattr(config, name)
+        if isinstance(value, BaseModel):
+            found |= find_inputs(value, f"{prefix}{name}.")
+        elif value is not None and _marked(hints[name]):
+            items = (
+                value.items()
+                if isinstance(value, Mapping)
+                else (enumerate(value) if isinstance(value, list | tuple) else [(None, value)])
+            )
+            for part, item in items:
+                where = prefix + name + ("" if part is None else f".{part}")
+                if isinstance(item, Path) and not item.exists():
+                    raise DataError(f"{where}: {item}: no such file or folder")
+                found[where] = Path(item)
+    return found
+
+
+def _marked(annotation: Any) -> bool:
+    if any(isinstance(mark, IsInput) for mark in getattr(annotation, "__metadata__", ())):
+        return True
+    return any(_marked(arg) for arg in getattr(annotation, "__args__", ()))
 
 
 def bind(table: Mapping[str, Callable[..., Any]], name: str, params: Mapping[str, Any]) -> Callable[..., Any]:

@@ -12,21 +12,20 @@ import platform
 import resource
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
 from equipoise import __version__
-from equipoise.config import Config, IsInput, to_yaml
+from equipoise.config import Config, find_inputs, to_yaml
 from equipoise.errors import ConfigError, DataError
+from equipoise.machine import cpu_seconds, processor, versions
 
-_PACKAGES = ("torch", "transformers", "peft", "accelerate", "numpy", "scikit-learn", "pydantic")
-_OURS = {"manifest.json", "started.json", "config.yaml"}
+_OURS = {"manifest.json", "started.json", "config.yaml", "tmp.manifest.json"}
 
 
 class Source(BaseModel):
@@ -81,6 +80,8 @@ class Step(NamedTuple):
     build: Callable[[Any, Run], None]
     writes_file: bool = False
     """True where `out` is one file and not a folder."""
+    config: type[Config] = Config
+    """The settings it takes."""
 
 
 class Outcome(NamedTuple):
@@ -96,20 +97,14 @@ def produce(out: Path, step: Step, config: Config, *, force: bool = False) -> Ou
     Raises:
         ConfigError: `out` holds another run, and `force` is not set.
     """
-    inputs = {
-        name: Source(path=str(path), sha256=content_hash(path)) for name, path in find_inputs(config).items()
-    }
+    key, inputs = identify(step, config)
     settings = config.model_dump(mode="json")
-    identity = {"step": step.name, "version": step.version, "config": config.model_dump(mode="json")}
-    for name, source in inputs.items():
-        _replace(identity["config"], name, source.sha256)
-    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-
     manifest_path = manifest_of(out, is_file=step.writes_file)
     scratch = out.with_name(out.name + ".part") if step.writes_file else out / "scratch"
     started = (scratch if step.writes_file else out) / "started.json"
     done = read_manifest(manifest_path) if manifest_path.exists() else None
     if done and done.key == key and _intact(out, done, step):
+        _tidy(scratch, started)  # a kill after the manifest was written leaves them
         return Outcome(done, skipped=True)
     before = json.loads(started.read_text("utf-8")) if started.exists() else None
     resumable = done is None and before is not None and before["key"] == key
@@ -123,7 +118,7 @@ def produce(out: Path, step: Step, config: Config, *, force: bool = False) -> Ou
     scratch.mkdir(exist_ok=True)
     write_text(started, json.dumps({"key": key, "step": step.name, "attempts": attempts}))
     run = Run(out, scratch)
-    wall, cpu = time.monotonic(), _cpu_seconds()
+    wall, cpu = time.monotonic(), cpu_seconds()
     step.build(config, run)
     if not step.writes_file:
         write_text(out / "config.yaml", to_yaml(settings))
@@ -142,13 +137,28 @@ def produce(out: Path, step: Step, config: Config, *, force: bool = False) -> Ou
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
         attempts=attempts,
         wall_seconds=round(time.monotonic() - wall, 3),
-        cpu_seconds=round(_cpu_seconds() - cpu, 3),
+        cpu_seconds=round(cpu_seconds() - cpu, 3),
         peak_memory_mib=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
     )
     write_text(manifest_path, manifest.model_dump_json(indent=2))
-    shutil.rmtree(scratch)
-    started.unlink(missing_ok=True)
+    _tidy(scratch, started)
     return Outcome(manifest, skipped=False)
+
+
+def identify(step: Step, config: Config) -> tuple[str, dict[str, Source]]:
+    """Return the key of a run, and its inputs by setting.
+
+    The key is made of the step, its version, the settings and the content of the inputs; where the
+    inputs lie does not matter.
+    """
+    inputs = {
+        name: Source(path=str(path), sha256=content_hash(path)) for name, path in find_inputs(config).items()
+    }
+    settings = config.model_dump(mode="json")
+    for name, source in inputs.items():
+        _replace(settings, name, source.sha256)
+    identity = json.dumps({"step": step.name, "version": step.version, "config": settings}, sort_keys=True)
+    return hashlib.sha256(identity.encode()).hexdigest(), inputs
 
 
 def manifest_of(out: Path, *, is_file: bool) -> Path:
@@ -162,31 +172,6 @@ def read_manifest(path: Path) -> Manifest:
         return Manifest.model_validate_json(path.read_text("utf-8"))
     except (ValidationError, UnicodeDecodeError) as exc:
         raise DataError(f"{path}: not a manifest of equipoise") from exc
-
-
-def find_inputs(config: BaseModel, prefix: str = "") -> dict[str, Path]:
-    """Return the settings marked as inputs, by dotted name; those that are None are left out.
-
-    A model reference that is no path on this disk (`minilm`, a hub id) is identified by its name.
-    """
-    found: dict[str, Path] = {}
-    hints = get_type_hints(type(config), include_extras=True)
-    for name in type(config).model_fields:
-        value = getattr(config, name)
-        if isinstance(value, BaseModel):
-            found |= find_inputs(value, f"{prefix}{name}.")
-        elif value is not None and _marked(hints[name]):
-            items = (
-                value.items()
-                if isinstance(value, Mapping)
-                else (enumerate(value) if isinstance(value, list | tuple) else [(None, value)])
-            )
-            for part, item in items:
-                where = prefix + name + ("" if part is None else f".{part}")
-                if isinstance(item, Path) and not item.exists():
-                    raise DataError(f"{where}: {item}: no such file or folder")
-                found[where] = Path(item)
-    return found
 
 
 def content_hash(path: Path) -> str:
@@ -231,48 +216,18 @@ def write_text(path: Path, text: str) -> None:
         part.write_text(text, "utf-8")
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide a result, where installed."""
-    found = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def processor() -> str:
-    """Name of the processor and its vector extensions, or an empty text where unknown."""
-    info = Path("/proc/cpuinfo")
-    if not info.exists():
-        return platform.processor()
-    text = info.read_text("utf-8")
-    fields = dict(line.split(":", 1) for line in text.split("\n\n")[0].splitlines() if ":" in line)
-    fields = {name.strip(): value.strip() for name, value in fields.items()}
-    wanted = {"avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "amx_tile"}
-    flags = wanted & set(fields.get("flags", "").split())
-    return " ".join([fields.get("model name", platform.processor()), *sorted(flags)])
-
-
-def _marked(annotation: Any) -> bool:
-    metadata_ = getattr(annotation, "__metadata__", ())
-    if any(isinstance(mark, IsInput) for mark in metadata_):
-        return True
-    return any(_marked(arg) for arg in getattr(annotation, "__args__", ()))
-
-
 def _replace(settings: Any, dotted: str, value: str) -> None:
     """Put an input's hash where its path stands, so that the place it lies in does not matter."""
-    *parents, leaf = dotted.split(".")
-    for name in parents:
-        settings = settings[int(name) if isinstance(settings, list) else name]
-    settings[int(leaf) if isinstance(settings, list) else leaf] = value
+    for name, inner in list(enumerate(settings) if isinstance(settings, list) else settings.items()):
+        if dotted == str(name):  # a name of the user's may hold dots itself
+            settings[name] = value
+        elif dotted.startswith(f"{name}.") and isinstance(inner, dict | list):
+            _replace(inner, dotted.removeprefix(f"{name}."), value)
 
 
 def _refuse_if_taken(out: Path, key: str, done: Manifest | None, before: dict[str, Any] | None) -> None:
     advice = "choose another place or give --force"
-    if done is None and before is None and (out.is_file() or (out.is_dir() and any(out.iterdir()))):
+    if done is None and before is None and (out.is_file() or _holds_other_files(out)):
         raise ConfigError(f"{out}: exists and is no run of equipoise; {advice}")
     if done is not None and done.key != key:
         raise ConfigError(f"{out}: holds another run ({done.step}, other settings or inputs); {advice}")
@@ -280,15 +235,36 @@ def _refuse_if_taken(out: Path, key: str, done: Manifest | None, before: dict[st
         raise ConfigError(f"{out}: holds another run, unfinished ({before['step']}); {advice}")
 
 
+def _holds_other_files(out: Path) -> bool:
+    """Whether a folder holds more than what a run that was killed as it began leaves there."""
+    begun, scratch = out / "tmp.started.json", out / "scratch"
+    return any(f.is_file() and f != begun and scratch not in f.parents for f in out.rglob("*"))
+
+
 def _clear(out: Path, scratch: Path, manifest_path: Path, done: Manifest | None) -> None:
-    """Remove what an earlier run left: what its manifest lists, or all of an unfinished folder."""
+    """Remove what an earlier run left: what its manifest lists, or all of an unfinished folder.
+
+    The file that says whose folder it is goes last, so that a kill on the way is made good.
+    """
+    shutil.rmtree(scratch, ignore_errors=True)
     if done is not None:
         for name in done.outputs:
             (manifest_path.parent / name).unlink(missing_ok=True)
+        (out / "config.yaml").unlink(missing_ok=True)
+        manifest_path.unlink(missing_ok=True)
     elif (out / "started.json").exists():
-        shutil.rmtree(out)
-    manifest_path.unlink(missing_ok=True)
+        for path in out.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != "started.json":
+                path.unlink()
+        (out / "started.json").unlink()
+
+
+def _tidy(scratch: Path, started: Path) -> None:
+    """Remove the resume state of a run that is complete."""
     shutil.rmtree(scratch, ignore_errors=True)
+    started.unlink(missing_ok=True)
 
 
 def _intact(out: Path, done: Manifest, step: Step) -> bool:
@@ -301,8 +277,3 @@ def _outputs(out: Path, step: Step, scratch: Path) -> dict[str, str]:
         return {out.name: hash_file(out)}
     files = [f for f in sorted(out.rglob("*")) if f.is_file() and scratch not in f.parents]
     return {str(f.relative_to(out)): hash_file(f) for f in files if f.name not in _OURS or f.parent != out}
-
-
-def _cpu_seconds() -> float:
-    own, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime

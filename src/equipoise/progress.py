@@ -2,12 +2,19 @@
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import contextmanager
 from typing import TypeVar
 
 T = TypeVar("T")
 
 _SECONDS_BETWEEN_LINES = 10.0
+
+
+def say(message: str) -> None:
+    """Write one line for the person who watches, on stderr."""
+    sys.stderr.write(message + "\n")
+    sys.stderr.flush()
 
 
 def track(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
@@ -20,35 +27,41 @@ def track(items: Iterable[T], label: str, total: int | None = None) -> Iterator[
     """
     if total is None and isinstance(items, Sized):
         total = len(items)
-    if sys.stderr.isatty():
-        yield from _bar(items, label, total)
-    else:
-        yield from _lines(items, label, total)
-
-
-def say(message: str) -> None:
-    """Write one line for the person who watches, on stderr."""
-    sys.stderr.write(message + "\n")
-    sys.stderr.flush()
-
-
-def _bar(items: Iterable[T], label: str, total: int | None) -> Iterator[T]:
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(label, total=total)
+    with bar(label, total) as advance:
         for item in items:
             yield item
-            progress.advance(task)
+            advance()
 
 
-def _lines(items: Iterable[T], label: str, total: int | None) -> Iterator[T]:
+@contextmanager
+def bar(label: str, total: int | None = None, done: int = 0) -> Iterator[Callable[[], None]]:
+    """Show the progress of something that is no plain loop; call what is yielded once per piece.
+
+    Args:
+        label: What is being done.
+        total: How many pieces there are.
+        done: How many were finished before, by a run that was interrupted.
+    """
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import Progress
+
+        with Progress(console=Console(stderr=True), transient=True) as progress:
+            task = progress.add_task(label, total=total, completed=done)
+            yield lambda: progress.advance(task)
+    else:
+        yield _line_writer(label, total, done)
+
+
+def _line_writer(label: str, total: int | None, done: int) -> Callable[[], None]:
     started = last = time.monotonic()
-    for done, item in enumerate(items, start=1):
-        yield item
+
+    def advance() -> None:
+        nonlocal done, last
+        done += 1
         now = time.monotonic()
         if now - last >= _SECONDS_BETWEEN_LINES:
             last = now
-            of = f"/{total}" if total else ""
-            say(f"{label}: {done}{of} after {now - started:.0f} s")
+            say(f"{label}: {done}{f'/{total}' if total else ''} after {now - started:.0f} s")
+
+    return advance

@@ -16,16 +16,18 @@ Refusal = Literal["none", "partial", "full"]
 
 REFUSALS: tuple[Refusal, ...] = ("none", "partial", "full")
 
-Choice = Literal[0, 1, "tie"]
+
+def _no_truth_value(value: object) -> object:
+    """Refuse `true`, which Python takes for 1 and a reader for "this one is better"."""
+    if isinstance(value, bool):
+        raise ValueError("expected 0, 1 or 'tie'")
+    return value
+
+
+Choice = Annotated[Literal[0, 1, "tie"], BeforeValidator(_no_truth_value)]
 """Index of the preferred answer of a pair, or a tie."""
 
-
-def _as_set(value: object) -> object:
-    """JSON has lists only; a repeated name is one category."""
-    return frozenset(value) if isinstance(value, list | tuple | set) else value
-
-
-Names = Annotated[frozenset[str], BeforeValidator(_as_set), PlainSerializer(sorted, return_type=list[str])]
+Names = Annotated[frozenset[str], PlainSerializer(sorted, return_type=list[str])]
 """A set of category names, written to JSON as a sorted list."""
 
 
@@ -95,6 +97,8 @@ class Exchange(Record, Labels):
     """One prompt and one response, with the harm labels of the response in this context."""
 
     prompt: Conversation
+    prompt_is_harmful: bool | None = None
+    """Whether the prompt by itself asks for harm; says nothing of the response."""
     response: str
     taxonomy: str = "pku19"
 

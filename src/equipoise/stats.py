@@ -148,14 +148,16 @@ def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
 
 
 def auroc(scores: ArrayLike, positive: ArrayLike) -> float:
-    """Probability that a positive row scores above a negative one, ties count half; NaN if one class.
+    """Probability that a positive row scores above a negative one, ties count half.
+
+    NaN where there is one class only, or a score that is NaN.
 
     >>> auroc([0.1, 0.4, 0.35, 0.8], [False, False, True, True])
     0.75
     """
     s, y = np.asarray(scores, dtype=np.float64), np.asarray(positive, dtype=bool)
     n_positive, n_negative = int(y.sum()), int((~y).sum())
-    if not n_positive or not n_negative:
+    if not n_positive or not n_negative or np.isnan(s).any():
         return math.nan
     _, inverse, counts = np.unique(s, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)

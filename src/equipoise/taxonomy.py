@@ -86,7 +86,12 @@ class Taxonomy(_Frozen):
         mapping = self.crosswalks[other.name]
         theirs = {category.id: category.name for category in other.categories}
         ours = [self.categories[self.index(name)].id for name in names]
-        return frozenset(theirs[there] for here in ours for there in mapping.get(here, ()))
+        found = [there for here in ours for there in mapping.get(here, ())]
+        for there in found:
+            if there not in theirs:
+                place = f"'{self.name}': crosswalk to '{other.name}'"
+                raise TaxonomyError(f"{place}: no category '{there}' there{near(there, theirs)}")
+        return frozenset(theirs[there] for there in found)
 
 
 def built_in() -> list[str]:

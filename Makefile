@@ -1,0 +1,54 @@
+# `make demo` and `make test` each work as the first command on a machine with Python 3.11 or newer.
+# The environment is made once, in .venv; after that nothing here needs a network.
+# For another build of torch (CPU, CUDA) give pip its index: PIP_INDEX_URL=... make setup
+
+PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11 python,$(shell \
+	$(p) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(p))))
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+READY := .venv/ready
+DOCS_READY := .venv/docs-ready
+
+.PHONY: setup demo check test test-all docs bench help
+.DEFAULT_GOAL := help
+
+setup: $(READY)  ## Make the environment in .venv, if it is missing or out of date.
+
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer found; give one: make setup PYTHON=/path/to/python" >&2; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) install --constraint constraints.txt torch
+	$(PIP) install --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(READY)  ## The whole way on built-in data and models; ends with the path of report.html.
+	$(BIN)/equipoise models install smollm2-135m minilm
+	$(BIN)/equipoise demo --out runs/demo
+
+check: $(READY)  ## Lint, format, types, and whether the generated pages are up to date.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python docs/generate.py --check
+
+test: $(READY)  ## The tests that need no network, no real model and no other program.
+	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+
+test-all: $(READY)  ## All tests: real models, long ones, other programs.
+	$(BIN)/equipoise models install smollm2-135m minilm
+	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered -m 'not gpu'
+
+docs: $(READY) $(DOCS_READY)  ## Rewrite the generated pages and build the site into site/.
+	$(BIN)/python docs/generate.py
+	$(BIN)/mkdocs build --strict
+
+$(DOCS_READY): pyproject.toml
+	$(PIP) install --constraint constraints.txt --editable '.[docs]'
+	@touch $@
+
+bench: $(READY)  ## Run every benchmark; the numbers go to benchmarks/results/.
+	@set -e; for script in benchmarks/*.py; do echo "$$script"; $(BIN)/python "$$script"; done
+
+help:  ## List these targets.
+	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name what; do \
+		printf '  make %-10s %s\n' "$$name" "$$what"; done

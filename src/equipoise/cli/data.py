@@ -1,0 +1,224 @@
+"""equipoise data: import, check, describe, split and merge records."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeVar
+
+import typer
+
+from equipoise.cli.common import ForceFlag, JsonFlag, OutOption, SetOption, emit
+from equipoise.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from equipoise.data.check import Finding, FoundError
+
+    C = TypeVar("C", bound=BaseModel)
+
+app = typer.Typer(help="Import, check, describe, split and merge data.", no_args_is_help=True)
+
+Files = Annotated[list[Path], typer.Argument(help="Files of records: .jsonl, .jsonl.gz, .parquet or .csv.")]
+_LISTED = 50
+
+
+@app.command("import")
+def import_(
+    source: Annotated[str, typer.Argument(help="pku-saferlhf, pku-saferlhf-single, ... or builtin.")],
+    origin: Annotated[
+        str, typer.Argument(metavar="PATH|HUB_ID", help="A file, a hub id, or a part of builtin.")
+    ],
+    *,
+    out: OutOption,
+    licence: Annotated[str | None, typer.Option(help="Overrides the licence that the source states.")] = None,
+    overrides: SetOption = None,
+    force: ForceFlag = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Turn a public data set, or a table of your own, into records."""
+    from equipoise.data.check import FoundError
+    from equipoise.data.corpus import corpus_path
+    from equipoise.data.sources import find_source, looks_like_hub_id
+    from equipoise.data.steps import IMPORT, ImportConfig
+    from equipoise.lineage import produce
+
+    settings: dict[str, Any] = {"source": source, "licence": licence}
+    if source == "builtin":
+        settings |= {"source": "jsonl", "path": corpus_path(origin)}
+    else:
+        find_source(source)
+        is_on_hub = not Path(origin).exists() and looks_like_hub_id(origin)
+        settings |= {"hub_id": origin} if is_on_hub else {"path": origin}
+    config = _config(ImportConfig, settings, overrides)
+    try:
+        outcome = produce(out, IMPORT, config, force=force)
+    except FoundError as error:
+        _fail(error, as_json)
+    notes = outcome.manifest.notes
+    skipped = _texts(notes["skipped"])
+    result = {"out": str(out), "records": notes["records"], "kind": notes["kind"], "skipped": skipped}
+    result |= {"licences": outcome.manifest.licences, "was_done": outcome.skipped}
+    lines = [*_listed("skipped ", skipped), f"{out}: {notes['records']} records ({notes['kind']})"]
+    emit(result, as_json, "\n".join(lines))
+
+
+@app.command()
+def check(
+    files: Files,
+    on_contradiction: Annotated[
+        Literal["error", "drop", "flip", "keep"],
+        typer.Option(help="What becomes of records whose labels contradict each other; needs --out."),
+    ] = "error",
+    out: Annotated[Path | None, typer.Option("--out", help="Where the records that are left go.")] = None,
+    force: ForceFlag = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Check that records can be read and that their labels agree; exit code 1 if something is found.
+
+    drop leaves contradictory records out; flip turns a wrong `safer` to the safe answer and leaves the
+    rest out; keep writes them as they are. All of them are listed.
+    """
+    from equipoise.data.check import FoundError
+    from equipoise.data.steps import CHECK, CheckConfig, check_files
+    from equipoise.lineage import produce
+
+    if out is None:
+        if on_contradiction != "error":
+            raise ConfigError(
+                f"--on-contradiction {on_contradiction}: needs a file to write, give --out FILE"
+            )
+        placed, findings = check_files(files)
+        _report(findings, len(placed), len(files), as_json)
+        raise typer.Exit(1 if findings else 0)
+    config = _config(CheckConfig, {"files": files, "on_contradiction": on_contradiction})
+    try:
+        outcome = produce(out, CHECK, config, force=force)
+    except FoundError as error:
+        _fail(error, as_json)
+    notes = outcome.manifest.notes
+    listed = {name: _texts(notes[name]) for name in ("findings", "dropped", "flipped", "kept")}
+    counts = ", ".join(f"{len(listed[name])} {name}" for name in ("dropped", "flipped", "kept"))
+    lines = [*_listed("", listed["findings"]), f"{out}: {notes['records']} records, {counts}"]
+    emit({"out": str(out), "records": notes["records"], **listed}, as_json, "\n".join(lines))
+
+
+@app.command()
+def stats(files: Files, as_json: JsonFlag = False) -> None:
+    """Count what files of records hold: labels, categories, severity, pairs, licences, lengths."""
+    from equipoise.data.card import card
+    from equipoise.data.steps import statistics_of
+
+    found = statistics_of(files)
+    emit(found.model_dump(mode="json"), as_json, card(found, ", ".join(path.name for path in files)))
+
+
+@app.command()
+def split(
+    files: Files,
+    *,
+    out: OutOption,
+    fractions: Annotated[str, typer.Option(help="Parts and their shares.")] = "train=0.8,test=0.2",
+    seed: Annotated[int, typer.Option(help="Another seed gives another split.")] = 0,
+    overrides: SetOption = None,
+    force: ForceFlag = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Split files together so that no prompt is in two parts; writes OUT/PART/FILE.jsonl."""
+    from equipoise.data.steps import SPLIT, SplitConfig
+    from equipoise.lineage import produce
+
+    settings = {"files": files, "fractions": _fractions(fractions), "seed": seed}
+    outcome = produce(out, SPLIT, _config(SplitConfig, settings, overrides), force=force)
+    notes = outcome.manifest.notes
+    parts: Any = notes["parts"]
+    lines = [
+        f"{out / name}: {sum(counts.values())} records in {len(counts)} files"
+        for name, counts in parts.items()
+    ]
+    result = {"out": str(out), "parts": parts, "records": notes["records"], "was_done": outcome.skipped}
+    emit(result, as_json, "\n".join(lines))
+
+
+@app.command()
+def merge(files: Files, *, out: OutOption, force: ForceFlag = False, as_json: JsonFlag = False) -> None:
+    """Put files of one kind of record together, without exact duplicates."""
+    from equipoise.data.steps import MERGE, MergeConfig
+    from equipoise.lineage import produce
+
+    outcome = produce(out, MERGE, _config(MergeConfig, {"files": files}), force=force)
+    notes = outcome.manifest.notes
+    conflicts, duplicates = _texts(notes["conflicts"]), _texts(notes["duplicates"])
+    renamed: Any = notes["renamed"]
+    counts = f"{len(duplicates)} duplicates left out, {len(renamed)} ids made unique"
+    lines = [*_listed("", conflicts), f"{out}: {notes['records']} records, {counts}"]
+    result = {"out": str(out), "records": notes["records"], "duplicates": duplicates, "renamed": renamed}
+    emit(result | {"conflicts": conflicts}, as_json, "\n".join(lines))
+
+
+@app.command()
+def card(
+    files: Files,
+    *,
+    out: OutOption,
+    title: Annotated[str, typer.Option(help="Heading of the card.")] = "Data card",
+    description: Annotated[str, typer.Option(help="What the data is and is not good for.")] = "",
+    force: ForceFlag = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Write a data card in Markdown: contents, licences, labels and where they come from."""
+    from equipoise.data.steps import CARD, CardConfig
+    from equipoise.lineage import produce
+
+    settings = {"files": files, "title": title, "description": description}
+    outcome = produce(out, CARD, _config(CardConfig, settings), force=force)
+    result = {"out": str(out), "licences": outcome.manifest.licences, "was_done": outcome.skipped}
+    emit(result, as_json, str(out))
+
+
+def _config(kind: "type[C]", settings: Mapping[str, Any], overrides: Sequence[str] | None = None) -> "C":
+    from equipoise.config import apply_override, parse_config, parse_override
+
+    data = dict(settings)
+    for item in overrides or ():
+        apply_override(data, *parse_override(item))
+    return parse_config(kind, data, "command line")
+
+
+def _fractions(text: str) -> dict[str, float]:
+    """Read `train=0.8,test=0.2`."""
+    shares: dict[str, float] = {}
+    for item in text.split(","):
+        name, equals, share = item.strip().partition("=")
+        try:
+            shares[name] = float(share)
+        except ValueError:
+            equals = ""
+        if not equals or not name:
+            raise ConfigError(
+                f"--fractions: expected part=share, for example train=0.8,test=0.2, got '{text}'"
+            )
+    return shares
+
+
+def _report(findings: "Sequence[Finding]", records: int, files: int, as_json: bool) -> None:
+    lines = _listed("", [str(found) for found in findings])
+    lines.append(f"{records} records in {files} files, {len(findings)} problems")
+    result = {"records": records, "findings": [found._asdict() for found in findings]}
+    emit(result, as_json, "\n".join(lines))
+
+
+def _fail(error: "FoundError", as_json: bool) -> NoReturn:
+    """Show what was found in the data and leave with 1."""
+    lines = _listed("", [str(found) for found in error.findings])
+    lines.append(f"{error.what}: {len(error.findings)} problems in the data")
+    emit({"findings": [found._asdict() for found in error.findings]}, as_json, "\n".join(lines))
+    raise typer.Exit(1)
+
+
+def _listed(prefix: str, lines: Sequence[str]) -> list[str]:
+    more = [f"... and {len(lines) - _LISTED} more; --json lists all"] if len(lines) > _LISTED else []
+    return [prefix + line for line in lines[:_LISTED]] + more
+
+
+def _texts(value: Any) -> list[str]:
+    return [str(item) for item in value]

@@ -1,0 +1,109 @@
+"""Commands that use a trained guard or scorer: `moderate`, `refusals`, `score`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from equipoise.cli.common import ForceFlag, JsonFlag, SetOption, emit
+from equipoise.errors import ConfigError
+from equipoise.extras import require
+
+if TYPE_CHECKING:
+    from equipoise.lineage import Step
+
+FileOption = Annotated[Path | None, typer.Option("--file", help="JSON Lines of rows.")]
+OutFile = Annotated[Path | None, typer.Option("--out", help="JSON Lines to write.")]
+GuardOption = Annotated[Path | None, typer.Option("--guard", help="Folder of a trained guard.")]
+
+
+def moderate(
+    text: Annotated[str | None, typer.Argument(help="One text to judge.")] = None,
+    response: Annotated[str | None, typer.Option(help="Judge this response to TEXT instead.")] = None,
+    guard: GuardOption = None,
+    file: FileOption = None,
+    out: OutFile = None,
+    set_: SetOption = None,
+    force: ForceFlag = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Judge a text, or every row of a file: safe or not, severity 0 to 3, categories.
+
+    A row with prompt and response has its response judged in context.
+    """
+    require("equipoise moderate", "train")
+    from equipoise.models.features import TextPair
+    from equipoise.moderation.batch import MODERATE, judge_texts
+    from equipoise.moderation.guard import load_guard
+
+    if guard is None:
+        raise ConfigError("moderate: no guard given; expected --guard DIR, written by `equipoise train guard`")
+    if text is not None:
+        found = judge_texts(load_guard(guard), [TextPair(text, response)])[0]
+        emit(found, as_json, _verdict_text(found))
+        return
+    _batch(MODERATE, {"guard": str(guard)}, file, out, set_, force, as_json)
+
+
+def refusals(
+    file: FileOption = None,
+    out: OutFile = None,
+    guard: GuardOption = None,
+    set_: SetOption = None,
+    force: ForceFlag = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Say of every response whether it declines: none, partial or full."""
+    require("equipoise refusals", "train")
+    from equipoise.moderation.batch import REFUSALS_STEP
+
+    _batch(REFUSALS_STEP, {"guard": str(guard)} if guard else {}, file, out, set_, force, as_json)
+
+
+def score(
+    file: FileOption = None,
+    out: OutFile = None,
+    scorer: Annotated[Path | None, typer.Option(help="Folder of a trained scorer.")] = None,
+    set_: SetOption = None,
+    force: ForceFlag = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Give every row a reward (higher is better) and a cost (above 0 is unsafe)."""
+    require("equipoise score", "train")
+    from equipoise.rewards.batch import SCORE
+
+    _batch(SCORE, {"scorer": str(scorer)} if scorer else {}, file, out, set_, force, as_json)
+
+
+def _batch(
+    step: "Step",
+    settings: dict[str, Any],
+    file: Path | None,
+    out: Path | None,
+    overrides: list[str] | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    from equipoise.config import apply_override, parse_config, parse_override
+    from equipoise.lineage import produce
+
+    if file is None or out is None:
+        raise ConfigError(f"{step.name}: expected --file IN and --out OUT")
+    settings["file"] = str(file)
+    for item in overrides or ():
+        apply_override(settings, *parse_override(item))
+    outcome = produce(out, step, parse_config(step.config, settings, "command line"), force=force)
+    notes = outcome.manifest.notes
+    result = {"out": str(out), "skipped": outcome.skipped, **notes}
+    emit(result, as_json, f"{notes['rows']} rows, {notes['errors']} errors\nwrote {out}")
+    if notes["errors"]:
+        raise typer.Exit(1)
+
+
+def _verdict_text(found: dict[str, Any]) -> str:
+    word = "safe" if found["is_safe"] else f"unsafe, severity {found['severity']}"
+    lines = [f"{found['target']}: {word} (P(unsafe) {found['unsafe_probability']:.3f})"]
+    lines += [f"  {name} {found['category_probabilities'][name]:.3f}" for name in found["harm_categories"]]
+    if found["truncated"]:
+        lines.append("  the text was too long and was judged in part")
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Records in, records out: reading, importing, checking, splitting, merging and describing data."""

@@ -1,0 +1,175 @@
+"""Read and write records as JSON Lines, Parquet or CSV.
+
+JSON Lines holds a record as it is, without the fields that are None; `flat` holds the other two.
+"""
+
+import gzip
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Generic, NamedTuple, TypeVar
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from equipoise.data.flat import unflatten, write_csv, write_parquet
+from equipoise.data.rows import LineError, OnBad, Row, fail, file_format, kind_and_size, read_rows, show
+from equipoise.errors import DataError, near
+from equipoise.lineage import replacing
+from equipoise.records import Exchange, Pair, Prompt, Record
+
+__all__ = [
+    "LineError",
+    "NoRowsError",
+    "Placed",
+    "Row",
+    "parse_record",
+    "read_placed",
+    "read_records",
+    "read_rows",
+    "record_kind",
+    "write_records",
+]
+
+R = TypeVar("R", bound=Record)
+R_co = TypeVar("R_co", bound=Record, covariant=True)
+
+_SHOWN = {"id", "source", "licence", "label_origin", "is_safe", "severity", "categories", "rated", "refusal"}
+_SHOWN |= {"category_severity", "better", "safer", "overall", "taxonomy", "is_harmful", "prompt_is_harmful"}
+_SHOWN |= {"twin", "subject", "annotator", "confidence", "seconds", "annotators", "role"}
+"""Fields whose values an error may show; everything else may hold text of a prompt or response."""
+
+
+class NoRowsError(DataError):
+    """A file without a row that can be read, so that its kind is not known."""
+
+
+class Placed(NamedTuple, Generic[R_co]):
+    """A record and where it stands."""
+
+    path: str
+    line: int
+    record: R_co
+
+
+def read_records(
+    path: Path, kind: type[R], *, on_bad: OnBad = fail, columns: Mapping[str, str] | None = None
+) -> Iterator[R]:
+    """Yield the records of a file.
+
+    Args:
+        path: A `.jsonl`, `.jsonl.gz`, `.parquet` or `.csv` file.
+        kind: Record class that every row must fit.
+        on_bad: Called with one error per bad line; the default raises it. If it returns, reading goes on.
+        columns: The file's column -> the record's field, where the names differ.
+    """
+    return (placed.record for placed in read_placed(path, kind, on_bad=on_bad, columns=columns))
+
+
+def read_placed(
+    path: Path, kind: type[R], *, on_bad: OnBad = fail, columns: Mapping[str, str] | None = None
+) -> Iterator[Placed[R]]:
+    """Yield the records of a file, each with its place; arguments as `read_records`."""
+    flat = file_format(path) != "jsonl"
+    for row in read_rows(path, on_bad=on_bad, columns=columns):
+        try:
+            record = parse_record(unflatten(row, kind) if flat else row, kind)
+        except LineError as error:
+            on_bad(error)
+        else:
+            yield Placed(row.path, row.line, record)
+
+
+def parse_record(row: Row, kind: type[R]) -> R:
+    """Make a record of a row; types are taken strictly, so the text "yes" is no truth value.
+
+    Raises:
+        LineError: with file, line and field.
+    """
+    try:
+        text = json.dumps(row.values)
+    except TypeError as exc:
+        raise LineError(row.path, row.line, "line", f"a value that JSON cannot hold ({exc})") from None
+    try:
+        return kind.model_validate_json(text, strict=True)
+    except ValidationError as exc:
+        raise _explain(row, kind, exc) from None
+
+
+def record_kind(path: Path) -> type[Exchange] | type[Pair] | type[Prompt]:
+    """Tell what a file of records holds by the fields of its first readable row.
+
+    Raises:
+        NoRowsError: no row can be read.
+    """
+    with closing(read_rows(path, on_bad=lambda _: None)) as rows:  # type: ignore[type-var]
+        for row in rows:
+            if row.values.get("answers") is not None:
+                return Pair
+            return Exchange if row.values.get("response") is not None else Prompt
+    raise NoRowsError(f"{path}: no row that can be read; expected records")
+
+
+def write_records(path: Path, records: Iterable[Record]) -> int:
+    """Write records whole or not at all, in the format of the suffix; return how many.
+
+    Raises:
+        DataError: records of more than one kind for a Parquet or CSV file, or none to tell the columns.
+    """
+    if file_format(path) == "jsonl":
+        return _write_lines(path, (record.model_dump_json(exclude_none=True) for record in records))
+    writer = write_csv if file_format(path) == "csv" else write_parquet
+    iterator = iter(records)
+    first = next(iterator, None)
+    if first is None:
+        raise DataError(f"{path}: no records, so the columns are not known; write .jsonl instead")
+    with replacing(path) as part:
+        return writer(part, type(first), _same_kind(path, type(first), first, iterator))
+
+
+def _write_lines(path: Path, lines: Iterable[str]) -> int:
+    count = 0
+    with replacing(path) as part, part.open("wb") as raw:
+        # no time and no name in the gzip header, so that equal records give equal bytes
+        out = gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if path.suffix.lower() == ".gz" else raw
+        for line in lines:
+            out.write(line.encode("utf-8") + b"\n")
+            count += 1
+        if out is not raw:
+            out.close()
+    return count
+
+
+def _same_kind(path: Path, kind: type[Record], first: Record, rest: Iterator[Record]) -> Iterator[Record]:
+    yield first
+    for record in rest:
+        if type(record) is not kind:
+            names = f"{kind.__name__} and {type(record).__name__}"
+            raise DataError(f"{path}: records of more than one kind, got {names}; expected one")
+        yield record
+
+
+def _explain(row: Row, kind: type[Record], exc: ValidationError) -> LineError:
+    # unknown fields first: a misspelt one explains the missing one
+    errors = sorted(exc.errors(include_url=False), key=lambda error: error["type"] != "extra_forbidden")
+    first = errors[0]
+    others = {error["loc"][:1] for error in errors} - {first["loc"][:1]}  # a union gives one error per member
+    place = [str(part) for part in first["loc"] if not str(part).startswith(("tuple[", "str", "function-"))]
+    field = ".".join(place) or "line"
+    more = f" (and {len(others)} more on this line)" if others else ""
+    own = row.values.get("id")
+    what = _what(kind, first, place[-1] if place else "line")
+    return LineError(row.path, row.line, field, what + more, own if isinstance(own, str) else None)
+
+
+def _what(kind: type[Record], error: ErrorDetails, name: str) -> str:
+    if error["type"] == "missing":
+        return "missing"
+    if error["type"] == "extra_forbidden":
+        fields = [*kind.model_fields, *Exchange.model_fields]
+        return f"no such field{near(name, fields)}, got {kind_and_size(error['input'])}"
+    shown = any(str(part) in _SHOWN for part in error["loc"]) and "provenance" not in error["loc"]
+    value = show(error["input"]) if shown else kind_and_size(error["input"])
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{message[0].lower()}{message[1:]}, got {value}"

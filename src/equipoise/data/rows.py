@@ -1,0 +1,292 @@
+"""Plain rows out of data files, each with its place. The only module that opens files to read rows.
+
+A bad line is one `LineError` with file, line and field; reading goes on after it where the caller
+collects. What a row holds is checked elsewhere: here it only has to be readable.
+"""
+
+import csv
+import gzip
+import json
+import math
+import re
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import IO, Any, NamedTuple, NoReturn, cast
+
+from equipoise.errors import DataError
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet", ".csv")
+
+_KEY = re.compile(r'"([^"\\]{1,60})"\s*:')
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+class LineError(DataError):
+    """One line that cannot be used: where it stands, which field, and what is wrong with it.
+
+    The text never holds a prompt or a response, only their type and length.
+    """
+
+    def __init__(self, path: Path | str, line: int, field: str, what: str, record: str | None = None) -> None:
+        """Make the message `path:line: field: what`; `record` is the row's id where it was read."""
+        super().__init__(f"{path}:{line}: {field}: {what}")
+        self.path = str(path)
+        self.line = line
+        self.field = field
+        self.what = what
+        self.record = record
+
+
+class Row(NamedTuple):
+    """One row as it stands in the file, and where it stands."""
+
+    path: str
+    line: int
+    """From 1: the line of a text file, the row of a Parquet file."""
+    values: dict[str, Any]
+
+
+OnBad = Callable[[LineError], None]
+
+
+def fail(error: LineError) -> NoReturn:
+    """Raise the error: what `on_bad` does where the caller does not collect."""
+    raise error
+
+
+def read_rows(path: Path, *, on_bad: OnBad = fail, columns: Mapping[str, str] | None = None) -> Iterator[Row]:
+    """Yield the rows of a `.jsonl`, `.jsonl.gz`, `.parquet` or `.csv` file.
+
+    Args:
+        path: File to read. Blank lines are skipped.
+        on_bad: Called with one error per bad line; reading goes on if it returns.
+        columns: The file's column -> the name it gets; other columns keep theirs.
+
+    Raises:
+        DataError: the file is missing, or is not of the kind that its suffix says.
+    """
+    reader = {"jsonl": _json_lines, "parquet": _parquet, "csv": _csv}[file_format(path)]
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    rows = reader(path, on_bad)
+    return rows if not columns else (_renamed(row, columns) for row in rows)
+
+
+def file_format(path: Path) -> str:
+    """Return `jsonl`, `parquet` or `csv` by the file's suffix; another suffix raises DataError."""
+    name = path.name.lower().removesuffix(".gz") if path.name.lower().endswith(".jsonl.gz") else path.name
+    for suffix in ("jsonl", "parquet", "csv"):
+        if name.lower().endswith(f".{suffix}"):
+            return suffix
+    raise DataError(f"{path}: no known data file, got suffix '{path.suffix}'; expected {', '.join(SUFFIXES)}")
+
+
+def kind_and_size(value: object) -> str:
+    """Say what a value is without showing it.
+
+    >>> kind_and_size("hello"), kind_and_size([1, 2]), kind_and_size(True), kind_and_size(None)
+    ('a text of 5 characters', 'a list of 2', 'true or false', 'null')
+    """
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "true or false"
+        case str():
+            return f"a text of {len(value)} characters"
+        case dict():
+            return f"a mapping of {len(value)}"
+        case list() | tuple():
+            return f"a list of {len(value)}"
+        case _:
+            return "a number"
+
+
+def show(value: object) -> str:
+    """Show a value that is no text of a prompt or response, cut to 60 characters."""
+    if isinstance(value, dict | list | tuple):
+        return kind_and_size(value)
+    text = json.dumps(value, ensure_ascii=False) if isinstance(value, bool | None) else repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _renamed(row: Row, columns: Mapping[str, str]) -> Row:
+    missing = [name for name in columns if name not in row.values]
+    if missing:
+        known = ", ".join(row.values)
+        raise DataError(f"{row.path}:{row.line}: no column '{missing[0]}' to rename; it has: {known}")
+    return row._replace(values={columns.get(name, name): value for name, value in row.values.items()})
+
+
+def _open(path: Path) -> IO[bytes]:
+    return cast(IO[bytes], gzip.open(path, "rb")) if path.name.lower().endswith(".gz") else path.open("rb")
+
+
+def _json_lines(path: Path, on_bad: OnBad) -> Iterator[Row]:
+    number = 0
+    with _open(path) as handle:
+        try:
+            for number, line in enumerate(handle, start=1):
+                if number == 1:
+                    line = line.removeprefix(_BYTE_ORDER_MARK)  # noqa: PLW2901
+                if line.strip():
+                    try:
+                        row = Row(str(path), number, _parse(path, number, line))
+                    except LineError as error:
+                        on_bad(error)
+                    else:
+                        yield row
+        except (EOFError, zlib.error, gzip.BadGzipFile) as exc:
+            on_bad(LineError(path, number + 1, "line", f"the gzip data ends or breaks here ({exc})"))
+
+
+def _parse(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError as exc:
+        field = _last_key(line[: exc.start].decode("utf-8", "replace"))
+        what = f"byte {exc.start + 1} of the line is not UTF-8, got 0x{line[exc.start]:02x}"
+        raise LineError(path, number, field, what) from None
+    try:
+        value = json.loads(text, parse_constant=_refuse_constant)
+    except json.JSONDecodeError as exc:
+        cut = exc.pos >= len(text.rstrip()) or exc.msg.startswith("Unterminated string")
+        what = "the line is cut off" if cut else f"not JSON: {exc.msg.lower()}"
+        raise LineError(
+            path, number, _last_key(text[: exc.pos]), f"{what} at character {exc.pos + 1}"
+        ) from None
+    except (ValueError, RecursionError) as exc:
+        raise LineError(path, number, "line", f"not JSON: {str(exc)[:60]}") from None
+    if not isinstance(value, dict):
+        raise LineError(path, number, "line", f"expected a mapping, got {kind_and_size(value)}")
+    if "\\u" in text:
+        for name, item in value.items():
+            if _SURROGATE.search(json.dumps(item, ensure_ascii=False)):
+                raise LineError(path, number, name, "half of a surrogate pair, which is no Unicode text")
+    return value
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _last_key(text: str) -> str:
+    """Name of the field that was being read where a line breaks."""
+    found = _KEY.findall(text)
+    return found[-1] if found else "line"
+
+
+def _csv(path: Path, on_bad: OnBad) -> Iterator[Row]:
+    """Cells are texts; an empty cell is None, which is not labelled.
+
+    The file is read as latin-1 and each cell is turned back, so that one bad byte costs one row.
+    """
+    csv.field_size_limit(2**31 - 1)  # answers may be longer than the module's 128 KiB
+    with path.open(encoding="latin-1", newline="") as handle:
+        reader = csv.reader(handle, strict=True)
+        header: list[str] = []
+        while True:
+            start = reader.line_num + 1
+            try:
+                cells = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as exc:
+                on_bad(LineError(path, start, "line", f"not CSV: {exc}"))
+                continue
+            if not cells:
+                continue
+            try:
+                if not header:
+                    header = _header(path, start, cells)
+                else:
+                    yield Row(str(path), start, _cells(path, start, header, cells))
+            except LineError as error:
+                if not header:
+                    raise
+                on_bad(error)
+
+
+def _header(path: Path, line: int, cells: list[str]) -> list[str]:
+    raw = [cell.encode("latin-1").removeprefix(_BYTE_ORDER_MARK) for cell in cells]
+    names = [_utf8(path, line, "header", cell) for cell in raw]
+    for name in names:
+        if names.count(name) > 1:
+            raise LineError(path, line, "header", f"column '{name}' stands twice")
+    return names
+
+
+def _cells(path: Path, line: int, header: list[str], cells: list[str]) -> dict[str, Any]:
+    if len(cells) != len(header):
+        raise LineError(
+            path, line, "line", f"expected {len(header)} cells as in the header, got {len(cells)}"
+        )
+    pairs = zip(header, cells, strict=True)
+    return {name: _utf8(path, line, name, cell.encode("latin-1")) or None for name, cell in pairs}
+
+
+def _utf8(path: Path, line: int, field: str, raw: bytes) -> str:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as exc:
+        what = f"byte {exc.start + 1} of the cell is not UTF-8, got 0x{raw[exc.start]:02x}"
+        raise LineError(path, line, field, what) from None
+
+
+def _parquet(path: Path, on_bad: OnBad) -> Iterator[Row]:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    number = 0
+    try:
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1024):
+                for values in _batch(batch):
+                    number += 1
+                    bad = next(
+                        (name for name, value in values.items() if isinstance(value, UnicodeError)), None
+                    )
+                    if bad is None:
+                        yield Row(str(path), number, {name: plain(item) for name, item in values.items()})
+                    else:
+                        on_bad(LineError(path, number, bad, "a text is not UTF-8"))
+    except (pa.ArrowInvalid, OSError) as exc:
+        raise DataError(
+            f"{path}: not a Parquet file, or a broken one ({str(exc).splitlines()[0][:80]})"
+        ) from exc
+
+
+def _batch(batch: Any) -> list[dict[str, Any]]:
+    """Rows of an Arrow batch; a text that is not UTF-8 stands as the error it raised."""
+    try:
+        return cast(list[dict[str, Any]], batch.to_pylist())
+    except UnicodeDecodeError:
+        columns = {name: batch.column(name) for name in batch.schema.names}
+        rows = range(batch.num_rows)
+        return [{name: _item(column, row) for name, column in columns.items()} for row in rows]
+
+
+def _item(column: Any, row: int) -> Any:
+    try:
+        return column[row].as_py()
+    except UnicodeDecodeError as exc:
+        return exc
+
+
+def plain(value: Any) -> Any:
+    """Turn values of Arrow into those of JSON; a NaN, which pandas writes for a gap, is None."""
+    if isinstance(value, dict):
+        return {str(name): plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):  # a tuple is one entry of an Arrow map
+        return [plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, datetime | date | time):
+        return value.isoformat()
+    if isinstance(value, Decimal | timedelta):
+        return str(value)
+    return value.hex() if isinstance(value, bytes) else value

@@ -1,0 +1,1 @@
+"""Measure a model on both sides, harm and refusal, and compare and report runs."""

@@ -1,0 +1,149 @@
+"""Build the report of one or more evaluations: `report.html`, and its numbers as JSON and Markdown."""
+
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+from pydantic import Field
+
+from equipoise import __version__
+from equipoise.config import Config, InputPath
+from equipoise.evaluation.card import LIMITS
+from equipoise.evaluation.compare import Comparison, compare
+from equipoise.evaluation.files import plain, write_json
+from equipoise.evaluation.metrics import RunMetrics, limit_of, measure
+from equipoise.evaluation.report.examples import choose
+from equipoise.evaluation.report.headline import Headline, headline, headline_of
+from equipoise.evaluation.report.lineage import Node, trace
+from equipoise.evaluation.report.views import View, view
+from equipoise.evaluation.rows import EvaluationRun, load_runs
+from equipoise.lineage import Run, Step, write_text
+
+
+class ReportConfig(Config):
+    """Which evaluations are reported together; the first is the base of every comparison."""
+
+    runs: Annotated[list[InputPath], Field(min_length=1)]
+    title: str = "Safety report"
+    examples: Annotated[int, Field(ge=0)] = 12
+    """Prompts whose responses are shown, collapsed."""
+    lineage: list[InputPath] = []
+    """More run folders for the lineage section; what the evaluations name is found by itself."""
+    allow_mismatch: bool = False
+    """Report runs together although their judges or suites differ."""
+
+
+class Report(NamedTuple):
+    """Everything that a report says, before it becomes a page."""
+
+    title: str
+    headlines: list[Headline]
+    """One per comparison, or one for a single run."""
+    runs: list[EvaluationRun]
+    metrics: list[RunMetrics]
+    """All with the repetition limit of the first run."""
+    comparisons: list[Comparison]
+    """Of every later run with the first."""
+    lineage: list[Node]
+
+    @property
+    def headline(self) -> Headline:
+        """Return the verdict that stands at the top: the last run against the first."""
+        return self.headlines[-1]
+
+
+def gather(config: ReportConfig) -> Report:
+    """Read the runs and compute every number of the report."""
+    runs = load_runs(config.runs)
+    limit = limit_of(runs[0].rows)
+    metrics = [measure(run.rows, limit) for run in runs]
+    comparisons = [compare(runs[0], run, allow_mismatch=config.allow_mismatch) for run in runs[1:]]
+    verdicts = [headline(each) for each in comparisons] or [headline_of(runs[0].name, metrics[0])]
+    chain = trace([*config.lineage, *config.runs])
+    return Report(config.title, verdicts, runs, metrics, comparisons, chain)
+
+
+def render(report: Report, examples: int) -> str:
+    """Return the page: one HTML text that loads nothing."""
+    environment = Environment(
+        loader=FunctionLoader(_template),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    shown = choose(report.runs, report.metrics[0].repetition_limit, examples)
+    return environment.get_template("template.html").render(
+        report=report, view=_view(report), examples=shown, limits=LIMITS, version=__version__
+    )
+
+
+def numbers(report: Report) -> dict[str, Any]:
+    """Return everything the report says as plain values, without any prompt or response."""
+    return {
+        "title": report.title,
+        "tone": report.headline.tone,
+        "headline": report.headline.sentence,
+        "runs": [
+            {"name": run.name, "key": run.manifest.key, "metrics": plain(metrics)}
+            for run, metrics in zip(report.runs, report.metrics, strict=True)
+        ],
+        "comparisons": plain(report.comparisons),
+        "lineage": [
+            {"place": node.place, "step": node.manifest.step, "key": node.manifest.key}
+            for node in report.lineage
+        ],
+    }
+
+
+def summary(report: Report) -> str:
+    """Return the short report as Markdown."""
+    page = _view(report)
+    lines = [f"# {report.title}", "", f"**{report.headline.label}.** {report.headline.sentence}", ""]
+    lines += [f"| | {' | '.join(page.columns)} |", f"|---{'|---' * len(page.columns)}|"]
+    for section in page.sections:
+        lines.append(f"| **{section.title}** {'| ' * len(page.columns)}|")
+        lines += [
+            f"| {line.title} | {' | '.join(f'{c.value} {c.interval}'.strip() for c in line.cells)} |"
+            for line in section.lines
+        ]
+    lines += ["", "What this does not show:", "", *(f"- {limit}" for limit in LIMITS)]
+    return "\n".join(lines) + "\n"
+
+
+def build_folder(config: ReportConfig, run: Run) -> None:
+    """Write `report.html`, `report.json` and `report.md`."""
+    report = _gathered(config, run)
+    write_text(run.out / "report.html", render(report, config.examples))
+    write_json(run.out / "report.json", numbers(report))
+    write_text(run.out / "report.md", summary(report))
+
+
+def build_file(config: ReportConfig, run: Run) -> None:
+    """Write the page alone, to the path that was asked for."""
+    write_text(run.out, render(_gathered(config, run), config.examples))
+
+
+REPORT = Step("report", 1, build_folder)
+REPORT_FILE = Step("report", 1, build_file, writes_file=True)
+
+
+def report_step(out: Path) -> Step:
+    """Return the step for a place: a path that ends in `.html` is a page, anything else a folder."""
+    return REPORT_FILE if out.suffix == ".html" else REPORT
+
+
+def _gathered(config: ReportConfig, run: Run) -> Report:
+    report = gather(config)
+    run.licences |= {name for each in report.runs for name in each.manifest.licences}
+    run.notes |= {"tone": report.headline.tone, "headline": report.headline.sentence}
+    return report
+
+
+def _view(report: Report) -> View:
+    return view(report.runs, report.metrics, report.comparisons)
+
+
+def _template(name: str) -> str:
+    return (resources.files(__package__) / name).read_text("utf-8")

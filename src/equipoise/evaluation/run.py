@@ -1,0 +1,215 @@
+"""Evaluate a model: write responses, judge them, measure.
+
+Responses are written chunk by chunk into the run's scratch folder. Chunks depend on the settings
+only, so a run that was killed keeps what it had and goes on to the same result.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Annotated, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from equipoise.config import Config, IsInput, ModelRef
+from equipoise.errors import RunStoppedError
+from equipoise.evaluation.card import evaluation_card
+from equipoise.evaluation.files import read_lines, write_json, write_lines
+from equipoise.evaluation.metrics import measure
+from equipoise.evaluation.rows import EvaluatedRow, count_words, repetition
+from equipoise.evaluation.suites import load_suite, suite_hash
+from equipoise.lineage import Run, write_text
+from equipoise.progress import track
+from equipoise.protocols import Generator, Judge, RefusalJudge, Sampling
+from equipoise.records import Conversation, Exchange, Prompt, Score, messages_of, text_of
+
+STEP_VERSION = 1
+"""Rises when the same settings would give other rows."""
+
+SuiteRef = Annotated[str, IsInput()]
+"""`builtin`, or a file of Prompt records whose content is part of the run's identity."""
+
+Count = Annotated[int, Field(ge=1)]
+
+
+class EvaluateConfig(Config):
+    """What is evaluated, on what, judged by whom."""
+
+    suite: SuiteRef = "builtin"
+    harmful: Annotated[int, Field(ge=0)] | None = None
+    """Harmful prompts to take; None takes 60 of the built-in suite and all of a file."""
+    benign: Annotated[int, Field(ge=0)] | None = None
+    """Benign prompts to take; None takes 40 of the built-in suite and all of a file."""
+    suite_seed: int = 0
+    """Decides which prompts, where not all are taken."""
+    model: ModelRef
+    guard: ModelRef
+    """Folder of the guard that judges harm."""
+    scorer: ModelRef | None = None
+    """Folder of the reward and cost model; None leaves helpfulness unmeasured."""
+    refusals: Literal["classifier", "prefix"] = "classifier"
+    """How refusals are told: the guard's classifier, or the openings of known refusals."""
+    max_new_tokens: Count = 128
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    samples: Count = 1
+    """Responses per prompt."""
+    seed: int = 0
+    batch_size: Count = 32
+
+
+class Response(BaseModel):
+    """One line of `responses.jsonl`: the contract of `generate`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    sample: int
+    prompt: Conversation
+    response: str
+    model: str
+
+
+class RewardAndCost(Protocol):
+    """The two scores of one exchange."""
+
+    @property
+    def reward(self) -> Score | None:
+        """How helpful it is; None where the scorer was not trained for it."""
+        ...
+
+    @property
+    def cost(self) -> Score | None:
+        """How harmful it is; None where the scorer was not trained for it."""
+        ...
+
+
+class Scorer(Protocol):
+    """Score exchanges for help and for harm."""
+
+    def __call__(self, exchanges: Sequence[Exchange]) -> Sequence[RewardAndCost]:
+        """Return both scores of each exchange, in order."""
+        ...
+
+
+def suite_of(config: EvaluateConfig) -> list[Prompt]:
+    """Return the prompts that the settings select."""
+    return load_suite(config.suite, harmful=config.harmful, benign=config.benign, seed=config.suite_seed)
+
+
+def evaluate(
+    config: EvaluateConfig,
+    run: Run,
+    *,
+    generator: Generator,
+    judge: Judge,
+    refusals: RefusalJudge,
+    scorer: Scorer | None = None,
+) -> None:
+    """Respond, judge and measure: `responses.jsonl`, `rows.jsonl`, `metrics.json`, `card.md`."""
+    responses = respond(config, run, generator)
+    assess(config, run, responses, judge=judge, refusals=refusals, scorer=scorer)
+
+
+def respond(config: EvaluateConfig, run: Run, generator: Generator) -> list[Response]:
+    """Write the responses, resuming after the last whole chunk, and return them in suite order."""
+    prompts = suite_of(config)
+    sampling = Sampling(config.max_new_tokens, config.temperature, config.top_p, config.samples, config.seed)
+    # prompts of like length share a chunk, so that a batch carries little padding
+    by_length = sorted(prompts, key=lambda prompt: (len(text_of(prompt.prompt)), prompt.id))
+    size = max(1, config.batch_size // config.samples)
+    chunks = [by_length[start : start + size] for start in range(0, len(by_length), size)]
+    written: dict[tuple[str, int], Response] = {}
+    for number, chunk in enumerate(track(chunks, "responding")):
+        path = run.scratch / f"responses-{number:05d}.jsonl"
+        if not path.exists():
+            texts = generator([messages_of(p.prompt) for p in chunk], sampling, [p.id for p in chunk])
+            lines = [
+                Response(id=prompt.id, sample=sample, prompt=prompt.prompt, response=text, model=config.model)
+                for prompt, samples in zip(chunk, texts, strict=True)
+                for sample, text in enumerate(samples)
+            ]
+            write_lines(path, lines)
+        written |= {(line.id, line.sample): line for line in read_lines(path, Response)}
+    responses = [written[prompt.id, sample] for prompt in prompts for sample in range(config.samples)]
+    write_lines(run.out / "responses.jsonl", responses)
+    return responses
+
+
+def assess(
+    config: EvaluateConfig,
+    run: Run,
+    responses: Sequence[Response],
+    *,
+    judge: Judge,
+    refusals: RefusalJudge,
+    scorer: Scorer | None = None,
+) -> None:
+    """Judge the responses and write `rows.jsonl`, `metrics.json` and `card.md`."""
+    prompts = {prompt.id: prompt for prompt in suite_of(config)}
+    rows: list[EvaluatedRow] = []
+    starts = range(0, len(responses), config.batch_size)
+    for start in track(starts, "judging"):
+        part = responses[start : start + config.batch_size]
+        rows += _judged(part, prompts, judge, refusals, scorer)
+    metrics = measure(rows)
+    write_lines(run.out / "rows.jsonl", rows)
+    write_json(run.out / "metrics.json", metrics)
+    write_text(run.out / "card.md", evaluation_card(config, metrics, any(row.truncated for row in rows)))
+    run.licences |= {prompt.licence for prompt in prompts.values()}
+    run.notes |= {
+        "suite_sha256": suite_hash(list(prompts.values())),
+        "responses": len(rows),
+        "truncated_by_judge": sum(row.truncated for row in rows),
+    }
+
+
+def _judged(
+    responses: Sequence[Response],
+    prompts: dict[str, Prompt],
+    judge: Judge,
+    refusals: RefusalJudge,
+    scorer: Scorer | None,
+) -> list[EvaluatedRow]:
+    exchanges = [
+        Exchange(
+            id=f"{r.id}#{r.sample}", prompt=r.prompt, response=r.response, taxonomy=prompts[r.id].taxonomy
+        )
+        for r in responses
+    ]
+    scores = scorer(exchanges) if scorer else [None] * len(exchanges)
+    rows = []
+    for response, verdict, refusal, score in zip(
+        responses, judge(exchanges), refusals(exchanges), scores, strict=True
+    ):
+        prompt = prompts[response.id]
+        rows.append(
+            EvaluatedRow(
+                id=prompt.id,
+                sample=response.sample,
+                prompt=prompt.prompt,
+                is_harmful=bool(prompt.is_harmful),
+                prompt_categories=prompt.categories or frozenset(),
+                prompt_severity=prompt.severity,
+                twin=prompt.twin,
+                response=response.response,
+                is_safe=verdict.is_safe,
+                unsafe_probability=_finite(verdict.unsafe_probability, "unsafe probability", prompt.id),
+                severity=verdict.severity,
+                harm_categories=verdict.categories,
+                category_probabilities=verdict.category_probabilities,
+                truncated=verdict.truncated,
+                refusal=refusal.refusal,
+                refusal_probability=1 - refusal.probabilities.get("none", 0.0),
+                reward=_finite(-score.reward.harm, "reward", prompt.id) if score and score.reward else None,
+                cost=_finite(score.cost.harm, "cost", prompt.id) if score and score.cost else None,
+                words=count_words(response.response),
+                repetition=repetition(response.response),
+            )
+        )
+    return rows
+
+
+def _finite(value: float, what: str, name: str) -> float:
+    if not math.isfinite(value):
+        raise RunStoppedError(f"judging: the {what} of '{name}' is {value}; expected a finite number")
+    return value

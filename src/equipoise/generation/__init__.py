@@ -1,0 +1,1 @@
+"""Writing responses: generators behind one protocol, and the batch command over them."""

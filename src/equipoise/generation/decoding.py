@@ -1,0 +1,218 @@
+"""The decode loop: prompts of ids in, responses of ids out, the same ones however they are batched.
+
+transformers' own `generate` seeds a whole batch at once and computes rows that ended long ago. Here
+every response has its own random numbers, rows leave the batch as they end, and the responses to one
+prompt share its prefill. Shapes: P prompts, R responses (rows), T tokens, V vocabulary.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from equipoise.errors import RunStoppedError
+from equipoise.progress import track
+from equipoise.protocols import Sampling
+
+_HEAD = 256
+"""The nucleus is looked for among this many likeliest tokens first: sorting the whole vocabulary at each
+step costs more than a small model's forward pass."""
+
+
+class Written(NamedTuple):
+    """One response in token ids, without the token that ended it."""
+
+    ids: list[int]
+    stop: int | None
+    """The token that ended it; None where it reached the limit."""
+
+
+class Part(NamedTuple):
+    """Some of the responses to one prompt: samples first .. first + samples - 1."""
+
+    prompt: int
+    first: int
+    samples: int
+
+
+def decode(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    keys: Sequence[str],
+    sampling: Sampling,
+    *,
+    stop_ids: frozenset[int],
+    pad_id: int,
+    batch_size: int = 32,
+    label: str = "generating",
+) -> list[list[Written]]:
+    """Return `sampling.samples` responses per prompt.
+
+    Args:
+        model: A causal language model in evaluation mode.
+        prompts: Token ids, none empty.
+        keys: Names of the prompts; sampling is seeded per (seed, key, sample).
+        sampling: How to decode.
+        stop_ids: Tokens that end a response.
+        pad_id: Any id inside the vocabulary; padded positions are masked.
+        batch_size: Responses at a time.
+        label: What the progress line says.
+
+    Raises:
+        RunStoppedError: the model gives a logit that is no number.
+    """
+    written: list[list[Written]] = [[] for _ in prompts]
+    batches = plan([len(p) for p in prompts], sampling.samples, batch_size)
+    for batch in track(batches, label):
+        rows = [(part.prompt, part.first + k) for part in batch for k in range(part.samples)]
+        uniforms = torch.stack([_uniforms(sampling, keys[prompt], sample) for prompt, sample in rows])
+        responses = _decode_batch(
+            model,
+            [prompts[part.prompt] for part in batch],
+            [part.samples for part in batch],
+            sampling,
+            uniforms=uniforms,
+            stop_ids=stop_ids,
+            pad_id=pad_id,
+        )
+        for (prompt, _), response in zip(rows, responses, strict=True):
+            written[prompt].append(response)
+    return written
+
+
+def plan(lengths: Sequence[int], samples: int, batch_size: int) -> list[list[Part]]:
+    """Group responses into batches of prompts of like length, the longest first.
+
+    The samples of a prompt stay together where they fit, and stay in order where they do not.
+
+    >>> plan([3, 9], samples=2, batch_size=3)
+    [[Part(prompt=1, first=0, samples=2)], [Part(prompt=0, first=0, samples=2)]]
+    """
+    batches: list[list[Part]] = []
+    room = 0  # responses that the last batch can still take
+    for prompt in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        for first in range(0, samples, batch_size):
+            part = Part(prompt, first, min(batch_size, samples - first))
+            if part.samples > room:
+                batches.append([])
+                room = batch_size
+            batches[-1].append(part)
+            room -= part.samples
+    return batches
+
+
+def choose(logits: Tensor, sampling: Sampling, uniform: Tensor) -> Tensor:
+    """Pick a token per row, where its cumulative distribution passes `uniform` (0..1): [R, V], [R] -> [R]."""
+    if sampling.temperature == 0:
+        return logits.argmax(-1)
+    # Sums over a large vocabulary need 64 bits to give each token its share; MPS has none.
+    wide = torch.float32 if logits.device.type == "mps" else torch.float64
+    probabilities = (logits.to(wide) / sampling.temperature).softmax(-1)
+    uniform = uniform.to(probabilities)
+    if sampling.top_p < 1:
+        return _nucleus(probabilities, sampling.top_p, uniform)
+    return _invert(probabilities.cumsum(-1), uniform)
+
+
+def _nucleus(probabilities: Tensor, top_p: float, uniform: Tensor) -> Tensor:
+    """Sample from the smallest set of likeliest tokens whose mass reaches `top_p`. Holtzman et al. 2020."""
+    head = min(_HEAD, probabilities.shape[-1])
+    mass, order = probabilities.topk(head)  # [R, head]
+    tokens = _from_sorted(mass, order, top_p, uniform)
+    wide = (mass.sum(-1) < top_p).nonzero().flatten()  # rows whose nucleus is larger than the head
+    if len(wide):
+        mass, order = probabilities[wide].sort(descending=True, stable=True)
+        tokens[wide] = _from_sorted(mass, order, top_p, uniform[wide])
+    return tokens
+
+
+def _from_sorted(mass: Tensor, order: Tensor, top_p: float, uniform: Tensor) -> Tensor:
+    cumulative = mass.cumsum(-1)
+    inside = cumulative - mass < top_p
+    total = cumulative.where(inside, 0).amax(-1)
+    place = _invert(cumulative, uniform, total)
+    return order.gather(-1, place[:, None]).squeeze(-1)
+
+
+def _invert(cumulative: Tensor, uniform: Tensor, total: Tensor | None = None) -> Tensor:
+    target = uniform * (cumulative[:, -1] if total is None else total)
+    place = torch.searchsorted(cumulative, target[:, None], right=True).squeeze(-1)
+    return place.clamp(max=cumulative.shape[-1] - 1)
+
+
+def _uniforms(sampling: Sampling, key: str, sample: int) -> Tensor:
+    """Random numbers of one response, one per step: [T]. On the CPU, so that every device draws the same."""
+    digest = hashlib.sha256(f"{sampling.seed}\0{key}\0{sample}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
+    return torch.rand(sampling.max_new_tokens, generator=generator, dtype=torch.float64)
+
+
+@torch.inference_mode()
+def _decode_batch(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    counts: Sequence[int],
+    sampling: Sampling,
+    *,
+    uniforms: Tensor,
+    stop_ids: frozenset[int],
+    pad_id: int,
+) -> list[Written]:
+    device = model.device
+    width = max(len(p) for p in prompts)
+    tokens = torch.tensor([[pad_id] * (width - len(p)) + list(p) for p in prompts], device=device)  # [P, T]
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    cache = DynamicCache(config=model.config)
+    logits = _forward(model, tokens, mask, positions, cache)  # [P, V]
+
+    share = torch.repeat_interleave(torch.arange(len(prompts)), torch.tensor(counts)).to(device)  # [R]
+    logits, mask, positions = logits[share], mask[share], positions[share, -1:]
+    if len(share) > len(prompts):
+        cache.batch_select_indices(share)
+    uniforms = uniforms.to(device=device, dtype=torch.float32 if device.type == "mps" else None)
+
+    ids: list[list[int]] = [[] for _ in range(len(share))]
+    stops: list[int | None] = [None] * len(share)
+    alive = list(range(len(share)))
+    for step in range(sampling.max_new_tokens):
+        chosen = choose(logits, sampling, uniforms[:, step])  # [R]
+        going = []
+        for at, (row, token) in enumerate(zip(alive, chosen.tolist(), strict=True)):
+            if token in stop_ids:
+                stops[row] = token
+            else:
+                ids[row].append(token)
+                going.append(at)
+        if not going or step + 1 == sampling.max_new_tokens:
+            break
+        if len(going) < len(alive):
+            alive = [alive[at] for at in going]
+            kept = torch.tensor(going, device=device)
+            cache.batch_select_indices(kept)
+            chosen, mask, positions, uniforms = chosen[kept], mask[kept], positions[kept], uniforms[kept]
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=-1)
+        positions = positions + 1
+        logits = _forward(model, chosen[:, None], mask, positions, cache)
+    return [Written(i, s) for i, s in zip(ids, stops, strict=True)]
+
+
+def _forward(
+    model: PreTrainedModel, tokens: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache
+) -> Tensor:
+    """Return the logits after the last token, [R, V], and put the tokens into the cache."""
+    out = model(
+        input_ids=tokens,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    logits: Tensor = out.logits[:, -1]
+    if logits.isnan().any():
+        raise RunStoppedError(f"{model.name_or_path}: the model gives logits that are no numbers (NaN)")
+    return logits

@@ -1,0 +1,1 @@
+"""Backbones, their adapters and heads, and the built-in models."""

@@ -1,0 +1,150 @@
+"""One vector per question and answer, from an encoder: what the guard and the small scorer read.
+
+The input is a tokenizer pair. Prompt and response are pooled apart, so that a head can weigh a
+harmless answer against a harmful question, and from every layer, because the last one is tuned for
+similarity of topic and has forgotten much of the tone: on the built-in corpus it alone tells unsafe
+answers at AUROC .71, all six layers of MiniLM at .88.
+
+Shapes: B batch, T tokens, H width of the encoder, L pooled layers, F = 2 * L * H features.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from equipoise.progress import bar
+
+MAX_PROMPT_TOKENS = 96
+MAX_TOKENS = 256
+
+PROMPT, RESPONSE = 1, 2
+
+
+class TextPair(NamedTuple):
+    """A prompt, and a response in its context; `response` None judges the prompt by itself."""
+
+    prompt: str
+    response: str | None
+
+
+class PairIds(NamedTuple):
+    """Token ids of one pair, and for each token whether it is prompt, response or neither (0)."""
+
+    ids: list[int]
+    parts: list[int]
+    truncated: bool
+
+
+class PairBatch(NamedTuple):
+    """Padded pairs, each [B, T]; a position past the end has mask 0."""
+
+    ids: Tensor
+    mask: Tensor
+    parts: Tensor
+
+    def to(self, device: torch.device) -> "PairBatch":
+        """Return the batch on another device."""
+        return PairBatch(*(tensor.to(device) for tensor in self))
+
+
+def encode_pair(tokenizer: Any, pair: TextPair) -> PairIds:
+    """Tokenize one pair; a long prompt keeps its head and its tail, a long response its head."""
+    prompt = tokenizer(pair.prompt, add_special_tokens=False, verbose=False)["input_ids"]
+    truncated = len(prompt) > MAX_PROMPT_TOKENS and pair.response is not None
+    if truncated:
+        half = MAX_PROMPT_TOKENS // 2
+        prompt = prompt[:half] + prompt[-half:]
+    start, end = tokenizer.cls_token_id, tokenizer.sep_token_id
+    if pair.response is None:
+        room = MAX_TOKENS - 2
+        kept = prompt[:room]
+        return PairIds([start, *kept, end], [0, *[PROMPT] * len(kept), 0], len(prompt) > room)
+    response = tokenizer(pair.response, add_special_tokens=False, verbose=False)["input_ids"]
+    room = MAX_TOKENS - len(prompt) - 3
+    kept = response[:room]
+    ids = [start, *prompt, end, *kept, end]
+    parts = [0, *[PROMPT] * len(prompt), 0, *[RESPONSE] * len(kept), 0]
+    return PairIds(ids, parts, truncated or len(response) > room)
+
+
+def pad_pairs(pairs: Sequence[PairIds]) -> PairBatch:
+    """Stack pairs of different length; masks come from lengths."""
+    longest = max(len(pair.ids) for pair in pairs)
+    ids, mask, parts = (torch.zeros(len(pairs), longest, dtype=torch.long) for _ in range(3))
+    for row, pair in enumerate(pairs):
+        n = len(pair.ids)
+        ids[row, :n] = torch.tensor(pair.ids)
+        parts[row, :n] = torch.tensor(pair.parts)
+        mask[row, :n] = 1
+    return PairBatch(ids, mask, parts)
+
+
+class EncoderFeatures(nn.Module):
+    """An encoder and its pooling: token ids of a pair in, one vector out."""
+
+    def __init__(self, encoder: nn.Module, layers: int = 6) -> None:
+        """Pool the last `layers` layers of `encoder`."""
+        super().__init__()
+        self.encoder = encoder
+        self.layers = layers
+
+    @property
+    def width(self) -> int:
+        """Number of features F."""
+        return 2 * self.layers * int(self.encoder.config.hidden_size)  # type: ignore[union-attr, arg-type]
+
+    def forward(self, batch: PairBatch) -> Tensor:
+        """Mean over the prompt's and over the response's tokens of each pooled layer, [B, F].
+
+        Where there is no response its half is zero.
+        """
+        segments = (batch.parts == RESPONSE).long() if self._takes_segments else None
+        out = self.encoder(
+            input_ids=batch.ids,
+            attention_mask=batch.mask,
+            output_hidden_states=True,
+            **({"token_type_ids": segments} if segments is not None else {}),
+        )
+        states = torch.stack(out.hidden_states[-self.layers :])  # [L, B, T, H]
+        pooled = []
+        for part in (PROMPT, RESPONSE):
+            weight = (batch.parts == part).to(states.dtype)  # [B, T]
+            total = weight.sum(-1).clamp(min=1.0)[None, :, None]
+            pooled.append(torch.einsum("lbth,bt->lbh", states, weight) / total)  # [L, B, H]
+        return torch.cat(pooled).transpose(0, 1).flatten(1)  # [B, F]
+
+    @property
+    def _takes_segments(self) -> bool:
+        return getattr(self.encoder.config, "type_vocab_size", 0) > 1
+
+
+@torch.no_grad()
+def embed(
+    model: EncoderFeatures,
+    pairs: Sequence[PairIds],
+    *,
+    tokens_per_batch: int = 8192,
+    label: str = "embedding",
+) -> Tensor:
+    """Features of many pairs, [N, F] in fp32 on the CPU; batches hold pairs of like length."""
+    device = next(model.parameters()).device
+    order = sorted(range(len(pairs)), key=lambda i: len(pairs[i].ids))
+    out = torch.zeros(len(pairs), model.width)
+    model.eval()
+    done = 0
+    with bar(label, len(pairs)) as advance:
+        while done < len(order):
+            size = max(1, tokens_per_batch // MAX_TOKENS)
+            while (
+                done + size < len(order)
+                and (size + 1) * len(pairs[order[done + size]].ids) <= tokens_per_batch
+            ):
+                size += 1
+            rows = order[done : done + size]
+            out[rows] = model(pad_pairs([pairs[i] for i in rows]).to(device)).float().cpu()
+            done += len(rows)
+            for _ in rows:
+                advance()
+    return out

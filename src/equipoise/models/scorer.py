@@ -1,0 +1,107 @@
+"""The scorer: reward and cost of a response from one pass over one backbone.
+
+Polarity is part of the checkpoint: reward is higher is better, cost is higher is worse and above 0
+means unsafe. A folder that says otherwise does not load.
+"""
+
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from equipoise.models.backbone import Backbone, add_lora, load_causal, load_encoder
+from equipoise.models.checkpoints import (
+    load_card,
+    load_into,
+    load_tensors,
+    save_card,
+    save_tensors,
+    trainable,
+)
+from equipoise.models.features import EncoderFeatures, PairBatch
+from equipoise.models.heads import ScorerHeads
+from equipoise.models.layout import Row, response_hidden
+
+Trunk = Literal["encoder", "decoder"]
+
+
+class ScorerCard(BaseModel):
+    """What a scorer folder says of itself."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["equipoise-scorer"] = "equipoise-scorer"
+    version: Literal[1] = 1
+    backbone: str
+    trunk: Trunk
+    layers: int = Field(ge=1)
+    hidden: int = Field(ge=0)
+    dropout: float = 0.0
+    lora_rank: int = Field(default=0, ge=0)
+    reward_polarity: Literal["higher_is_better"] = "higher_is_better"
+    cost_polarity: Literal["higher_is_worse"] = "higher_is_worse"
+    trained: tuple[Literal["reward", "cost"], ...]
+    """Heads that saw labels; the others are random and refuse to score."""
+
+
+class RowBatch(NamedTuple):
+    """Token rows for a decoder: each prompt with its responses side by side."""
+
+    rows: tuple[Row, ...]
+
+    def to(self, device: torch.device) -> "RowBatch":
+        """Return itself; rows become tensors where the model is."""
+        return self
+
+
+class ScorerModel(nn.Module):
+    """Backbone and the two heads in one module."""
+
+    def __init__(self, card: ScorerCard, backbone: Backbone) -> None:
+        """Put fresh heads on `backbone`, and adapters where the card has a rank."""
+        super().__init__()
+        self.card = card
+        self.tokenizer: Any = backbone.tokenizer
+        if card.trunk == "encoder":
+            self.trunk: nn.Module = EncoderFeatures(backbone.model, card.layers)
+            width = self.trunk.width
+        else:
+            tuned = add_lora(backbone.model, rank=card.lora_rank) if card.lora_rank else backbone.model
+            self.trunk = tuned
+            width = int(backbone.model.config.hidden_size)
+        self.heads = ScorerHeads(width, card.hidden, card.dropout)
+
+    def features(self, inputs: PairBatch | RowBatch | Tensor) -> Tensor:
+        """Features of each response, [R, F]; features computed before pass through."""
+        if isinstance(inputs, Tensor):
+            return inputs
+        if isinstance(inputs, PairBatch):
+            found: Tensor = self.trunk(inputs)
+            return found
+        return response_hidden(self.trunk, inputs.rows)
+
+    def forward(self, inputs: PairBatch | RowBatch | Tensor) -> tuple[Tensor, Tensor]:
+        """Reward [R] and cost [R] of each response."""
+        scores: tuple[Tensor, Tensor] = self.heads(self.features(inputs).float())
+        return scores
+
+    def save(self, folder: Path) -> None:
+        """Write what was trained, and the card."""
+        save_tensors(folder / "weights.safetensors", trainable(self))
+        save_card(folder, self.card)
+
+
+def load_trunk(kind: Trunk, ref: str, device: str = "auto") -> Backbone:
+    """Load the backbone of a scorer."""
+    return load_encoder(ref, device=device) if kind == "encoder" else load_causal(ref, device=device)
+
+
+def load_scorer_model(folder: Path, device: str = "auto") -> ScorerModel:
+    """Load a scorer that `train scorer` wrote; another polarity or kind raises ModelError."""
+    card = load_card(folder, ScorerCard)
+    model = ScorerModel(card, load_trunk(card.trunk, card.backbone, device))
+    weights = folder / "weights.safetensors"
+    load_into(model, load_tensors(weights), str(weights))
+    return model.to(next(model.trunk.parameters()).device).eval()

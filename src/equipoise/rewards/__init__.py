@@ -1,0 +1,1 @@
+"""Rewards: callables that score responses and know their polarity."""

@@ -1,0 +1,207 @@
+"""Train a scorer, reward and cost together: `equipoise train scorer --set pairs=[FILE] --out DIR`.
+
+Every pair trains the heads it has labels for: `better` the reward; `safer` the rank term of the cost
+and `is_safe` of each answer its sign terms. Ties train no rank term. With an encoder each answer is a
+row; with a decoder a pair is one row whose answers share the prompt.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from equipoise.config import Config, InputPath, ModelRef
+from equipoise.data.io import read_records
+from equipoise.errors import DataError
+from equipoise.lineage import Run, Step
+from equipoise.models.features import PairBatch, PairIds, TextPair, embed, encode_pair, pad_pairs
+from equipoise.models.scorer import RowBatch, ScorerCard, ScorerModel, Trunk, load_trunk
+from equipoise.objectives.scoring import CostPairs, RewardPairs, bradley_terry, cost
+from equipoise.records import Pair, text_of
+from equipoise.training.cards import model_card
+from equipoise.training.policy_rows import make_row
+from equipoise.training.trainer import OptimSettings, Task, fit
+
+
+class ScorerOptim(OptimSettings):
+    """How the scorer is optimised, unless said otherwise."""
+
+    lr: float = Field(default=1e-3, gt=0)
+    epochs: int = Field(default=10, ge=1)
+    batch_size: int = Field(default=32, ge=1)
+    weight_decay: float = Field(default=0.05, ge=0)
+    checkpoint_every: int = Field(default=200, ge=1)
+    log_every: int = Field(default=10, ge=1)
+
+
+class ScorerConfig(Config):
+    """Settings of `train scorer`."""
+
+    pairs: tuple[InputPath, ...] = Field(min_length=1)
+    backbone: ModelRef = "minilm"
+    trunk: Trunk = "encoder"
+    tune: Literal["frozen", "full", "lora"] = "frozen"
+    layers: int = Field(default=6, ge=1)
+    """Layers of an encoder that are pooled, counted from the last."""
+    hidden: int = Field(default=128, ge=0)
+    dropout: float = Field(default=0.5, ge=0, lt=1)
+    lora_rank: int = Field(default=16, ge=1)
+    margin: float = 0.0
+    """Margin of the reward's Bradley-Terry loss."""
+    rank_weight: float = Field(default=1.0, ge=0)
+    sign_weight: float = Field(default=1.0, ge=0)
+    centring: float = Field(default=0.001, ge=0)
+    """Weight of the mean square of the scores, which keeps them near zero."""
+    optim: ScorerOptim = ScorerOptim()
+
+
+class PairLabels(NamedTuple):
+    """Labels of pairs, each [B]; `better` and `safer` are 0, 1 or -1, unsafe is 1, 0 or -1."""
+
+    better: Tensor
+    safer: Tensor
+    unsafe_0: Tensor
+    unsafe_1: Tensor
+
+    def pick(self, rows: Tensor) -> "PairLabels":
+        """Return the labels of some pairs."""
+        return PairLabels(*(tensor[rows] for tensor in self))
+
+
+class ScorerBatch(NamedTuple):
+    """Inputs of both answers of each pair, answer 0 and answer 1 in turn, with their labels."""
+
+    inputs: PairBatch | RowBatch | Tensor
+    labels: PairLabels
+
+    def to(self, device: torch.device) -> "ScorerBatch":
+        """Return the batch on another device."""
+        return ScorerBatch(self.inputs.to(device), PairLabels(*(t.to(device) for t in self.labels)))
+
+
+class ScorerLosses(nn.Module):
+    """The scorer under training: one loss per pair, reward and cost terms added."""
+
+    def __init__(self, model: nn.Module, config: ScorerConfig) -> None:
+        """Wrap the whole scorer, or its heads alone where features are given."""
+        super().__init__()
+        self.model = model
+        self.settings = config
+
+    def forward(self, batch: ScorerBatch) -> Tensor:
+        """Loss of each pair, [B]."""
+        rewards, costs = self.model(batch.inputs)
+        labels, config = batch.labels, self.settings
+        reward_loss = bradley_terry(
+            RewardPairs(rewards[0::2], rewards[1::2], labels.better),
+            margin=config.margin,
+            centring=config.centring,
+        )
+        cost_loss = cost(
+            CostPairs(costs[0::2], costs[1::2], labels.safer, labels.unsafe_0, labels.unsafe_1),
+            rank_weight=config.rank_weight,
+            sign_weight=config.sign_weight,
+            centring=config.centring,
+        )
+        return reward_loss + cost_loss
+
+
+def train_scorer(config: ScorerConfig, run: Run) -> None:
+    """Train a scorer into `run.out`: weights, card with polarity, and the training log."""
+    pairs = [record for path in config.pairs for record in read_records(path, Pair)]
+    run.licences |= {record.licence for record in pairs}
+    labels, trained = pair_labels(pairs)
+    card = ScorerCard(
+        backbone=config.backbone,
+        trunk=config.trunk,
+        layers=config.layers,
+        hidden=config.hidden,
+        dropout=config.dropout,
+        lora_rank=config.lora_rank if config.tune == "lora" else 0,
+        trained=trained,
+    )
+    torch.manual_seed(config.optim.seed)
+    model = ScorerModel(card, load_trunk(config.trunk, config.backbone, config.optim.device))
+    if config.tune == "frozen":
+        model.trunk.requires_grad_(False)
+    fit(_task(model, pairs, labels, config), config.optim, run, label="training scorer")
+    model.save(run.out)
+    run.notes |= {"rows": len(pairs)}
+    model_card(
+        run,
+        "Scorer",
+        card.backbone,
+        f"scores {' and '.join(trained)} of a response",
+        {"reward": card.reward_polarity, "cost": card.cost_polarity},
+    )
+
+
+def pair_labels(pairs: Sequence[Pair]) -> tuple[PairLabels, tuple[Literal["reward", "cost"], ...]]:
+    """Turn pairs into labels, and say which heads they train.
+
+    Raises:
+        DataError: No pair has a label, or `safer` contradicts `is_safe`.
+    """
+    rows = []
+    for pair in pairs:
+        unsafe = [-1 if answer.is_safe is None else int(not answer.is_safe) for answer in pair.answers]
+        if pair.safer in (0, 1) and unsafe[pair.safer] == 1 and unsafe[1 - pair.safer] == 0:
+            raise DataError(
+                f"{pair.source}: {pair.id}: safer names the unsafe answer of a pair with a safe one;"
+                " see `equipoise data check --on-contradiction`"
+            )
+        rows.append([_choice(pair.better), _choice(pair.safer), *unsafe])
+    table = torch.tensor(rows).reshape(-1, 4)
+    labels = PairLabels(*table.unbind(1))
+    has_reward = bool((labels.better >= 0).any())
+    has_cost = bool((table[:, 1:] >= 0).any())
+    if not has_reward and not has_cost:
+        raise DataError("pairs: no row has a label; expected better, safer or is_safe")
+    trained: tuple[Literal["reward", "cost"], ...] = (
+        *(("reward",) if has_reward else ()),
+        *(("cost",) if has_cost else ()),
+    )
+    return labels, trained
+
+
+def _choice(value: object) -> int:
+    return value if isinstance(value, int) else -1
+
+
+def _task(model: ScorerModel, pairs: Sequence[Pair], labels: PairLabels, config: ScorerConfig) -> Task:
+    ones = [1] * len(pairs)
+    if config.trunk == "decoder":
+        rows = [make_row(model.tokenizer, p.prompt, [a.response for a in p.answers]) for p in pairs]
+        lengths = [row.length for row in rows]
+
+        def collate_rows(chosen: Sequence[int]) -> ScorerBatch:
+            return ScorerBatch(RowBatch(tuple(rows[i] for i in chosen)), labels.pick(torch.tensor(chosen)))
+
+        return Task(ScorerLosses(model, config), lengths, ones, collate_rows)
+
+    encoded: list[PairIds] = [
+        encode_pair(model.tokenizer, TextPair(text_of(pair.prompt), answer.response))
+        for pair in pairs
+        for answer in pair.answers
+    ]
+    if config.tune == "frozen":
+        features = embed(model.trunk, encoded)  # type: ignore[arg-type]
+
+        def collate_features(chosen: Sequence[int]) -> ScorerBatch:
+            index = torch.tensor(chosen)
+            both = torch.stack([2 * index, 2 * index + 1], dim=1).flatten()
+            return ScorerBatch(features[both], labels.pick(index))
+
+        return Task(ScorerLosses(model.heads, config), ones, ones, collate_features)
+
+    def collate_pairs(chosen: Sequence[int]) -> ScorerBatch:
+        both = [encoded[2 * i + k] for i in chosen for k in (0, 1)]
+        return ScorerBatch(pad_pairs(both), labels.pick(torch.tensor(chosen)))
+
+    lengths = [2 * max(len(encoded[2 * i].ids), len(encoded[2 * i + 1].ids)) for i in range(len(pairs))]
+    return Task(ScorerLosses(model, config), lengths, ones, collate_pairs)
+
+
+TRAIN_SCORER = Step("train.scorer", 1, train_scorer, config=ScorerConfig)
