@@ -33,8 +33,11 @@ def blocks(text: str, *languages: str) -> list[tuple[int, str]]:
 def test_code_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {}
-    for line, block in blocks(page.read_text("utf-8"), "python"):
-        exec(compile("\n" * line + block, str(page), "exec"), namespace)  # raises where the page is wrong
+    text = page.read_text("utf-8")
+    found = blocks(text, "python")
+    assert len(found) == text.count("```python"), "a block that is not closed, or that stands in a list"
+    for line, block in found:
+        exec(compile("\n" * line + block, str(page), "exec"), namespace)
 
 
 def command_lines(text: str) -> list[str]:

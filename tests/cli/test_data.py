@@ -8,8 +8,9 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from equipoise.cli.data import app
+from equipoise.cli.data import _SOURCES, app
 from equipoise.data.io import read_records
+from equipoise.data.sources import SOURCES
 from equipoise.errors import ConfigError, DataError
 from equipoise.lineage import read_manifest
 from equipoise.records import Exchange, Pair
@@ -203,3 +204,7 @@ def test_stats_and_card_agree(tmp_path: Path) -> None:
     run("card", path, "--out", tmp_path / "card.md", "--title", "Own rows")
     assert (tmp_path / "card.md").read_text("utf-8").startswith("# Own rows\n")
     assert read_manifest(tmp_path / "card.md.manifest.json").licences == ["CC0-1.0", "MIT"]
+
+
+def test_help_names_every_source() -> None:
+    assert all(name in _SOURCES for name in [*SOURCES, "builtin"])

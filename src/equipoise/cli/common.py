@@ -3,9 +3,13 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from equipoise.config import Config
+    from equipoise.lineage import Step
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object last.")]
 ForceFlag = Annotated[bool, typer.Option("--force", help="Replace what another run left in the place.")]
@@ -19,3 +23,16 @@ OutOption = Annotated[Path, typer.Option("--out", help="Where the result goes.")
 def emit(result: Mapping[str, Any], as_json: bool, text: str) -> None:
     """Print the result: `text` for a person, or `result` as one JSON object."""
     typer.echo(json.dumps(result, ensure_ascii=False) if as_json else text)
+
+
+def gather(
+    step: "Step", given: Mapping[str, Any], *, config: Path | None = None, overrides: list[str] | None = None
+) -> "Config":
+    """Return a step's settings: its defaults < the file < options that were given < `--set`."""
+    from equipoise.config import apply_override, parse_config, parse_override, read_yaml
+
+    data = read_yaml(config) if config else {}
+    data |= {name: value for name, value in given.items() if value is not None}
+    for item in overrides or ():
+        apply_override(data, *parse_override(item))
+    return parse_config(step.config, data, str(config or "command line"))

@@ -20,11 +20,12 @@ app = typer.Typer(help="Import, check, describe, split and merge data.", no_args
 
 Files = Annotated[list[Path], typer.Argument(help="Files of records: .jsonl, .jsonl.gz, .parquet or .csv.")]
 _LISTED = 50
+_SOURCES = "pku-saferlhf, pku-saferlhf-single, pku-saferlhf-qa, jsonl (any format) or builtin."
 
 
 @app.command("import")
 def import_(
-    source: Annotated[str, typer.Argument(help="pku-saferlhf, pku-saferlhf-single, ... or builtin.")],
+    source: Annotated[str, typer.Argument(help=_SOURCES)],
     origin: Annotated[
         str, typer.Argument(metavar="PATH|HUB_ID", help="A file, a hub id, or a part of builtin.")
     ],

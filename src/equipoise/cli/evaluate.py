@@ -1,16 +1,12 @@
-"""Commands that measure: `evaluate`, `compare`, `report`. Models are composed here and passed on."""
+"""Commands that measure: `evaluate`, `compare`, `report`. Harmful text shows with `--show-text` only."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from equipoise.cli.common import ConfigOption, ForceFlag, JsonFlag, SetOption, emit
-from equipoise.errors import ConfigError
-
-if TYPE_CHECKING:
-    from equipoise.evaluation.run import EvaluateConfig
-    from equipoise.lineage import Run, Step
+from equipoise.cli.common import ConfigOption, ForceFlag, JsonFlag, SetOption, emit, gather
+from equipoise.extras import require
 
 _SHOWN = 5
 
@@ -22,7 +18,9 @@ def evaluate(
     model: Annotated[
         str | None, typer.Option(help="Model that responds: a name, a folder or a hub id.")
     ] = None,
-    judge: Annotated[str | None, typer.Option(help="Folder of the guard that judges.")] = None,
+    judge: Annotated[
+        str | None, typer.Option("--judge", "--guard", help="Folder of the guard that judges.")
+    ] = None,
     scorer: Annotated[str | None, typer.Option(help="Folder of the reward and cost model.")] = None,
     config: ConfigOption = None,
     set_: SetOption = None,
@@ -34,24 +32,17 @@ def evaluate(
 
     The folder gets responses.jsonl, rows.jsonl, metrics.json and card.md; it resumes after a kill.
     """
-    from equipoise.config import apply_override, parse_config, parse_override, read_yaml
+    require("equipoise evaluate", "train")
     from equipoise.evaluation.card import examples_text, metrics_text
     from equipoise.evaluation.files import plain
     from equipoise.evaluation.metrics import measure
     from equipoise.evaluation.rows import load_run
-    from equipoise.evaluation.run import EvaluateConfig
+    from equipoise.evaluation.steps import EVALUATE
     from equipoise.lineage import produce
 
-    data = read_yaml(config) if config else {}
     given = {"suite": suite, "model": model, "guard": judge, "scorer": scorer}
-    data |= {name: value for name, value in given.items() if value is not None}
-    for item in set_ or ():
-        apply_override(data, *parse_override(item))
-    for name, option in (("model", "--model"), ("guard", "--judge")):
-        if name not in data:
-            raise ConfigError(f"evaluate: no {name} given; expected {option}, or '{name}' in --config")
-    settings = parse_config(EvaluateConfig, data, str(config or "command line"))
-    outcome = produce(out, evaluate_step(), settings, force=force)
+    settings = gather(EVALUATE, given, config=config, overrides=set_)
+    outcome = produce(out, EVALUATE, settings, force=force)
     run = load_run(out)
     metrics = measure(run.rows)
     result: dict[str, Any] = {"out": str(out), "skipped": outcome.skipped, "metrics": plain(metrics)}
@@ -88,6 +79,9 @@ def report(
     runs: Annotated[list[Path], typer.Argument(help="Folders of evaluations; the first is the base.")],
     out: Annotated[Path, typer.Option("--out", help="A page (NAME.html), or a folder.")],
     title: Annotated[str | None, typer.Option(help="Title of the page.")] = None,
+    labels: Annotated[
+        list[str] | None, typer.Option("--label", help="Name of a run, once for each in order.")
+    ] = None,
     examples: Annotated[int | None, typer.Option(min=0, help="Prompts shown, collapsed.")] = None,
     lineage: Annotated[list[Path] | None, typer.Option(help="More run folders for the lineage.")] = None,
     force: Annotated[
@@ -98,43 +92,21 @@ def report(
 ) -> None:
     """Write the report of one or more evaluations as a page that needs nothing from outside."""
     from equipoise.config import parse_config
-    from equipoise.evaluation.report.build import ReportConfig, gather, numbers, report_step
+    from equipoise.evaluation.report.build import ReportConfig, numbers, report_step
+    from equipoise.evaluation.report.build import gather as gather_report
     from equipoise.lineage import produce
 
-    data: dict[str, Any] = {"runs": runs, "lineage": lineage or [], "allow_mismatch": force}
-    data |= {name: value for name, value in (("title", title), ("examples", examples)) if value is not None}
+    given = {
+        "runs": runs,
+        "labels": labels,
+        "lineage": lineage,
+        "title": title,
+        "examples": examples,
+        "allow_mismatch": force,
+    }
+    data = {name: value for name, value in given.items() if value is not None}
     settings = parse_config(ReportConfig, data, "command line")
     notes = produce(out, report_step(out), settings, force=force).manifest.notes
     page = out if out.suffix == ".html" else out / "report.html"
-    result = {"out": str(page), **numbers(gather(settings))} if as_json else {}
+    result = {"out": str(page), **numbers(gather_report(settings))} if as_json else {}
     emit(result, as_json, f"{notes['headline']}\n{page}")
-
-
-def evaluate_step() -> "Step":
-    """Return the step that evaluates with the models that its settings name."""
-    from equipoise.evaluation.rows import STEP_NAME
-    from equipoise.evaluation.run import STEP_VERSION
-    from equipoise.lineage import Step
-
-    return Step(STEP_NAME, STEP_VERSION, _build)
-
-
-def _build(config: "EvaluateConfig", run: "Run") -> None:
-    """Respond, then judge; the model that responds is gone before the judges are loaded."""
-    from equipoise.evaluation.run import assess, respond
-    from equipoise.generation.local import load_generator
-    from equipoise.moderation.guard import load_guard
-    from equipoise.moderation.refusal import PrefixRefusals
-    from equipoise.rewards.learned import load_scorer
-
-    guard_folder, scorer_folder = Path(config.guard), Path(config.scorer) if config.scorer else None
-    responses = respond(config, run, load_generator(config.model, batch_size=config.batch_size))
-    guard = load_guard(guard_folder)
-    assess(
-        config,
-        run,
-        responses,
-        judge=guard,
-        refusals=guard.refusals if config.refusals == "classifier" else PrefixRefusals(),
-        scorer=load_scorer(scorer_folder) if scorer_folder else None,
-    )

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from equipoise.cli.common import ForceFlag, JsonFlag, SetOption, emit
+from equipoise.cli.common import ForceFlag, JsonFlag, SetOption, emit, gather
 from equipoise.errors import ConfigError
 from equipoise.extras import require
 
@@ -18,6 +18,7 @@ GuardOption = Annotated[Path | None, typer.Option("--guard", help="Folder of a t
 
 
 def moderate(
+    *,
     text: Annotated[str | None, typer.Argument(help="One text to judge.")] = None,
     response: Annotated[str | None, typer.Option(help="Judge this response to TEXT instead.")] = None,
     guard: GuardOption = None,
@@ -37,15 +38,19 @@ def moderate(
     from equipoise.moderation.guard import load_guard
 
     if guard is None:
-        raise ConfigError("moderate: no guard given; expected --guard DIR, written by `equipoise train guard`")
+        raise ConfigError(
+            "moderate: no guard given; expected --guard DIR, written by `equipoise train guard`"
+        )
     if text is not None:
         found = judge_texts(load_guard(guard), [TextPair(text, response)])[0]
         emit(found, as_json, _verdict_text(found))
         return
-    _batch(MODERATE, {"guard": str(guard)}, file, out, set_, force, as_json)
+    given = {"guard": guard, "file": file}
+    _batch(MODERATE, given, out=out, overrides=set_, force=force, as_json=as_json)
 
 
 def refusals(
+    *,
     file: FileOption = None,
     out: OutFile = None,
     guard: GuardOption = None,
@@ -57,10 +62,12 @@ def refusals(
     require("equipoise refusals", "train")
     from equipoise.moderation.batch import REFUSALS_STEP
 
-    _batch(REFUSALS_STEP, {"guard": str(guard)} if guard else {}, file, out, set_, force, as_json)
+    given = {"guard": guard, "file": file}
+    _batch(REFUSALS_STEP, given, out=out, overrides=set_, force=force, as_json=as_json)
 
 
 def score(
+    *,
     file: FileOption = None,
     out: OutFile = None,
     scorer: Annotated[Path | None, typer.Option(help="Folder of a trained scorer.")] = None,
@@ -72,27 +79,24 @@ def score(
     require("equipoise score", "train")
     from equipoise.rewards.batch import SCORE
 
-    _batch(SCORE, {"scorer": str(scorer)} if scorer else {}, file, out, set_, force, as_json)
+    given = {"scorer": scorer, "file": file}
+    _batch(SCORE, given, out=out, overrides=set_, force=force, as_json=as_json)
 
 
 def _batch(
     step: "Step",
-    settings: dict[str, Any],
-    file: Path | None,
+    given: dict[str, Any],
+    *,
     out: Path | None,
     overrides: list[str] | None,
     force: bool,
     as_json: bool,
 ) -> None:
-    from equipoise.config import apply_override, parse_config, parse_override
     from equipoise.lineage import produce
 
-    if file is None or out is None:
+    if given["file"] is None or out is None:
         raise ConfigError(f"{step.name}: expected --file IN and --out OUT")
-    settings["file"] = str(file)
-    for item in overrides or ():
-        apply_override(settings, *parse_override(item))
-    outcome = produce(out, step, parse_config(step.config, settings, "command line"), force=force)
+    outcome = produce(out, step, gather(step, given, overrides=overrides), force=force)
     notes = outcome.manifest.notes
     result = {"out": str(out), "skipped": outcome.skipped, **notes}
     emit(result, as_json, f"{notes['rows']} rows, {notes['errors']} errors\nwrote {out}")

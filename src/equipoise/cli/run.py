@@ -11,12 +11,13 @@ from equipoise.extras import require
 if TYPE_CHECKING:
     from equipoise.pipeline import Finished
 
-Out = Annotated[Path | None, typer.Option("--out", help="Folder of the run; runs/NAME unless said otherwise.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Folder of the run; runs/NAME if not given.")]
 Only = Annotated[str | None, typer.Option("--only", help="Run this step and those that it needs.")]
 ForceStep = Annotated[str | None, typer.Option("--force-step", help="Do this step again.")]
 
 
 def run(
+    *,
     recipe: Annotated[Path, typer.Argument(help="Recipe, a YAML file.")],
     out: Out = None,
     only: Only = None,
@@ -26,27 +27,29 @@ def run(
     as_json: JsonFlag = False,
 ) -> None:
     """Run a recipe. What is done is skipped, what was interrupted goes on."""
-    _run(recipe, out, set_, only, force_step, force, as_json)
+    _run(recipe, out=out, overrides=set_, only=only, force_step=force_step, force=force, as_json=as_json)
 
 
 def demo(
+    *,
     out: Out = None,
     set_: SetOption = None,
     force: ForceFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Run the quickstart: built-in data and models, from labels to report.html, in minutes on a CPU."""
-    _run(None, out, set_, None, None, force, as_json)
+    _run(None, out=out, overrides=set_, force=force, as_json=as_json)
 
 
 def _run(
     path: Path | None,
+    *,
     out: Path | None,
     overrides: list[str] | None,
-    only: str | None,
-    force_step: str | None,
     force: bool,
     as_json: bool,
+    only: str | None = None,
+    force_step: str | None = None,
 ) -> None:
     require("a recipe", "train")
     from equipoise.pipeline import built_in_recipe, load_recipe, run_recipe

@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from equipoise.cli.common import ConfigOption, ForceFlag, JsonFlag, OutOption, SetOption, emit
+from equipoise.cli.common import ConfigOption, ForceFlag, JsonFlag, OutOption, SetOption, emit, gather
 from equipoise.extras import require
 
 if TYPE_CHECKING:
+    from equipoise.config import Config
     from equipoise.lineage import Step
 
 app = typer.Typer(help="Train a guard, a scorer or a policy.", no_args_is_help=True)
@@ -18,6 +19,7 @@ Data = Annotated[list[Path] | None, typer.Option("--data", help="Files to train 
 
 @app.command()
 def guard(
+    *,
     out: OutOption,
     data: Data = None,
     config: ConfigOption = None,
@@ -29,11 +31,13 @@ def guard(
     require("equipoise train guard", "train")
     from equipoise.training.guard import TRAIN_GUARD
 
-    _train(TRAIN_GUARD, "exchanges", data, config, set_, out, force, as_json)
+    settings = gather(TRAIN_GUARD, {"exchanges": data}, config=config, overrides=set_)
+    _train(TRAIN_GUARD, settings, out=out, force=force, as_json=as_json)
 
 
 @app.command()
 def scorer(
+    *,
     out: OutOption,
     data: Data = None,
     config: ConfigOption = None,
@@ -45,11 +49,13 @@ def scorer(
     require("equipoise train scorer", "train")
     from equipoise.training.scorer import TRAIN_SCORER
 
-    _train(TRAIN_SCORER, "pairs", data, config, set_, out, force, as_json)
+    settings = gather(TRAIN_SCORER, {"pairs": data}, config=config, overrides=set_)
+    _train(TRAIN_SCORER, settings, out=out, force=force, as_json=as_json)
 
 
 @app.command()
 def sft(
+    *,
     out: OutOption,
     data: Data = None,
     config: ConfigOption = None,
@@ -61,11 +67,13 @@ def sft(
     require("equipoise train sft", "train")
     from equipoise.training.sft import TRAIN_SFT
 
-    _train(TRAIN_SFT, "exchanges", data, config, set_, out, force, as_json)
+    settings = gather(TRAIN_SFT, {"exchanges": data}, config=config, overrides=set_)
+    _train(TRAIN_SFT, settings, out=out, force=force, as_json=as_json)
 
 
 @app.command()
 def preference(
+    *,
     out: OutOption,
     data: Data = None,
     config: ConfigOption = None,
@@ -77,28 +85,21 @@ def preference(
     require("equipoise train preference", "train")
     from equipoise.training.preference import TRAIN_PREFERENCE
 
-    _train(TRAIN_PREFERENCE, "pairs", data, config, set_, out, force, as_json)
+    settings = gather(TRAIN_PREFERENCE, {"pairs": data}, config=config, overrides=set_)
+    _train(TRAIN_PREFERENCE, settings, out=out, force=force, as_json=as_json)
 
 
 def _train(
     step: "Step",
-    field: str,
-    data: list[Path] | None,
-    config: Path | None,
-    overrides: list[str] | None,
+    settings: "Config",
+    *,
     out: Path,
     force: bool,
     as_json: bool,
 ) -> None:
-    from equipoise.config import apply_override, parse_config, parse_override, read_yaml
     from equipoise.lineage import produce
 
-    settings = read_yaml(config) if config else {}
-    if data:
-        settings[field] = [str(path) for path in data]
-    for item in overrides or ():
-        apply_override(settings, *parse_override(item))
-    outcome = produce(out, step, parse_config(step.config, settings, str(config or "command line")), force=force)
+    outcome = produce(out, step, settings, force=force)
     manifest = outcome.manifest
     state = "was done before" if outcome.skipped else f"took {manifest.wall_seconds:.0f} s"
     notes = "".join(f"\n  {name}: {value}" for name, value in manifest.notes.items())

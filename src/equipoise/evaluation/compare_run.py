@@ -74,4 +74,4 @@ def build_comparison(config: CompareConfig, run: Run) -> None:
     write_text(run.out / "card.md", f"# {comparison.before} and {comparison.after}\n\n```text\n{text}\n```\n")
 
 
-COMPARE = Step("compare", 1, build_comparison)
+COMPARE = Step("compare", 1, build_comparison, config=CompareConfig)

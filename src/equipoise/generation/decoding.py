@@ -68,13 +68,13 @@ def decode(
     batches = plan([len(p) for p in prompts], sampling.samples, batch_size)
     for batch in track(batches, label):
         rows = [(part.prompt, part.first + k) for part in batch for k in range(part.samples)]
-        uniforms = torch.stack([_uniforms(sampling, keys[prompt], sample) for prompt, sample in rows])
+        sources = [_generator(sampling, keys[prompt], k, model.device) for prompt, k in rows]
         responses = _decode_batch(
             model,
             [prompts[part.prompt] for part in batch],
             [part.samples for part in batch],
             sampling,
-            uniforms=uniforms,
+            generators=sources,
             stop_ids=stop_ids,
             pad_id=pad_id,
         )
@@ -104,50 +104,49 @@ def plan(lengths: Sequence[int], samples: int, batch_size: int) -> list[list[Par
     return batches
 
 
-def choose(logits: Tensor, sampling: Sampling, uniform: Tensor) -> Tensor:
-    """Pick a token per row, where its cumulative distribution passes `uniform` (0..1): [R, V], [R] -> [R]."""
-    if sampling.temperature == 0:
+def choose(logits: Tensor, sampling: Sampling, noise: Tensor | None = None) -> Tensor:
+    """Pick a token per row: [R, V] -> [R]; where it samples, `noise` holds unit exponentials, [R, V].
+
+    The largest p / e is a draw from p (the Gumbel trick). It is used because the rounding of a logit,
+    which depends on the batch, changes such a draw far more rarely than one by cumulative sums.
+    """
+    if noise is None:
         return logits.argmax(-1)
-    # Sums over a large vocabulary need 64 bits to give each token its share; MPS has none.
-    wide = torch.float32 if logits.device.type == "mps" else torch.float64
-    probabilities = (logits.to(wide) / sampling.temperature).softmax(-1)
-    uniform = uniform.to(probabilities)
+    probabilities = (logits.float() / sampling.temperature).softmax(-1)
     if sampling.top_p < 1:
-        return _nucleus(probabilities, sampling.top_p, uniform)
-    return _invert(probabilities.cumsum(-1), uniform)
+        return _nucleus(probabilities, sampling.top_p, noise)
+    return (probabilities / noise).argmax(-1)
 
 
-def _nucleus(probabilities: Tensor, top_p: float, uniform: Tensor) -> Tensor:
-    """Sample from the smallest set of likeliest tokens whose mass reaches `top_p`. Holtzman et al. 2020."""
+def _nucleus(probabilities: Tensor, top_p: float, noise: Tensor) -> Tensor:
+    """Draw from the smallest set of likeliest tokens whose mass reaches `top_p`. Holtzman et al. 2020."""
     head = min(_HEAD, probabilities.shape[-1])
     mass, order = probabilities.topk(head)  # [R, head]
-    tokens = _from_sorted(mass, order, top_p, uniform)
+    tokens = _from_sorted(mass, order, top_p, noise)
     wide = (mass.sum(-1) < top_p).nonzero().flatten()  # rows whose nucleus is larger than the head
     if len(wide):
         mass, order = probabilities[wide].sort(descending=True, stable=True)
-        tokens[wide] = _from_sorted(mass, order, top_p, uniform[wide])
+        tokens[wide] = _from_sorted(mass, order, top_p, noise[wide])
     return tokens
 
 
-def _from_sorted(mass: Tensor, order: Tensor, top_p: float, uniform: Tensor) -> Tensor:
-    cumulative = mass.cumsum(-1)
-    inside = cumulative - mass < top_p
-    total = cumulative.where(inside, 0).amax(-1)
-    place = _invert(cumulative, uniform, total)
-    return order.gather(-1, place[:, None]).squeeze(-1)
+def _from_sorted(mass: Tensor, order: Tensor, top_p: float, noise: Tensor) -> Tensor:
+    inside = mass.cumsum(-1) - mass < top_p
+    keys = (mass / noise.gather(-1, order)).where(inside, -1.0)
+    return order.gather(-1, keys.argmax(-1, keepdim=True)).squeeze(-1)
 
 
-def _invert(cumulative: Tensor, uniform: Tensor, total: Tensor | None = None) -> Tensor:
-    target = uniform * (cumulative[:, -1] if total is None else total)
-    place = torch.searchsorted(cumulative, target[:, None], right=True).squeeze(-1)
-    return place.clamp(max=cumulative.shape[-1] - 1)
-
-
-def _uniforms(sampling: Sampling, key: str, sample: int) -> Tensor:
-    """Random numbers of one response, one per step: [T]. On the CPU, so that every device draws the same."""
+def _generator(sampling: Sampling, key: str, sample: int, device: torch.device) -> torch.Generator:
+    """Return the random numbers of one response; kinds of devices draw differently."""
     digest = hashlib.sha256(f"{sampling.seed}\0{key}\0{sample}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
-    return torch.rand(sampling.max_new_tokens, generator=generator, dtype=torch.float64)
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big", signed=True))
+
+
+def _noise(logits: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    noise = torch.empty_like(logits, dtype=torch.float32)
+    for row, generator in zip(noise, generators, strict=True):
+        row.exponential_(generator=generator)
+    return noise
 
 
 @torch.inference_mode()
@@ -157,7 +156,7 @@ def _decode_batch(
     counts: Sequence[int],
     sampling: Sampling,
     *,
-    uniforms: Tensor,
+    generators: list[torch.Generator],
     stop_ids: frozenset[int],
     pad_id: int,
 ) -> list[Written]:
@@ -173,13 +172,13 @@ def _decode_batch(
     logits, mask, positions = logits[share], mask[share], positions[share, -1:]
     if len(share) > len(prompts):
         cache.batch_select_indices(share)
-    uniforms = uniforms.to(device=device, dtype=torch.float32 if device.type == "mps" else None)
 
     ids: list[list[int]] = [[] for _ in range(len(share))]
     stops: list[int | None] = [None] * len(share)
     alive = list(range(len(share)))
     for step in range(sampling.max_new_tokens):
-        chosen = choose(logits, sampling, uniforms[:, step])  # [R]
+        noise = _noise(logits, generators) if sampling.temperature > 0 else None
+        chosen = choose(logits, sampling, noise)  # [R]
         going = []
         for at, (row, token) in enumerate(zip(alive, chosen.tolist(), strict=True)):
             if token in stop_ids:
@@ -193,7 +192,8 @@ def _decode_batch(
             alive = [alive[at] for at in going]
             kept = torch.tensor(going, device=device)
             cache.batch_select_indices(kept)
-            chosen, mask, positions, uniforms = chosen[kept], mask[kept], positions[kept], uniforms[kept]
+            chosen, mask, positions = chosen[kept], mask[kept], positions[kept]
+            generators = [generators[at] for at in going]
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=-1)
         positions = positions + 1
         logits = _forward(model, chosen[:, None], mask, positions, cache)

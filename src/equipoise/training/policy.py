@@ -38,6 +38,7 @@ def save_policy(backbone: Backbone, policy: nn.Module, folder: Path) -> None:
     if hasattr(model, "peft_config"):
         for config in model.peft_config.values():
             config.base_model_name_or_path = backbone.ref
+        model.save_pretrained(folder, save_embedding_layers=False)  # never trained, and peft would ask the hub
     else:
         backbone.tokenizer.save_pretrained(folder)
-    model.save_pretrained(folder, safe_serialization=True)
+        model.save_pretrained(folder)

@@ -115,7 +115,8 @@ def fit(task: Task, settings: OptimSettings, run: Run, *, label: str) -> list[di
     with _quiet():
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
-    write_text(run.out / "log.jsonl", "".join(json.dumps(entry) + "\n" for entry in log))
+    if trainer.is_world_process_zero():
+        write_text(run.out / "log.jsonl", "".join(json.dumps(entry) + "\n" for entry in log))
     return log
 
 

@@ -68,9 +68,10 @@ class Columns:
         for name, flag in value.items():
             if not isinstance(flag, bool | None):
                 raise self.error(f"{to}.{name}", f"expected true or false, got {show(flag)}")
-        rated = [name for name in taxonomy.names if value.get(name) is not None]
+        names = taxonomy.names
+        rated = [name for name in names if value.get(name) is not None]
         flagged = [name for name in rated if value[name]]
-        return Flags(flagged, None if len(rated) == len(taxonomy.names) else rated, taxonomy.name)
+        return Flags(flagged, None if len(rated) == len(names) else rated, taxonomy.name)
 
     def error(self, field: str, what: str) -> LineError:
         """Make an error at a field of the record, named as the file names it."""
@@ -122,12 +123,13 @@ class Columns:
         return value
 
     def _release(self, to: str, names: Iterable[str]) -> Taxonomy:
+        found = set(names)
         taxonomies = [load_taxonomy(name) for name in RELEASES]
-        best = max(taxonomies, key=lambda taxonomy: len(set(names) & set(taxonomy.names)))
-        for name in names:
-            if name not in best.names:
-                known = f"{len(best.names)} categories of '{best.name}'"
-                raise self.error(to, f"no category '{name:.60}' among the {known}{near(name, best.names)}")
+        best = max(taxonomies, key=lambda taxonomy: len(found.intersection(taxonomy.names)))
+        known = best.names
+        for name in sorted(found.difference(known)):
+            place = f"{len(known)} categories of '{best.name}'"
+            raise self.error(to, f"no category '{name:.60}' among the {place}{near(name, known)}")
         return best
 
 

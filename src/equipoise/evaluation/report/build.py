@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from equipoise import __version__
 from equipoise.config import Config, InputPath
@@ -16,6 +16,7 @@ from equipoise.evaluation.metrics import RunMetrics, limit_of, measure
 from equipoise.evaluation.report.examples import choose
 from equipoise.evaluation.report.headline import Headline, headline, headline_of
 from equipoise.evaluation.report.lineage import Node, trace
+from equipoise.evaluation.report.plots import sparkline
 from equipoise.evaluation.report.views import View, view
 from equipoise.evaluation.rows import EvaluationRun, load_runs
 from equipoise.lineage import Run, Step, write_text
@@ -25,6 +26,8 @@ class ReportConfig(Config):
     """Which evaluations are reported together; the first is the base of every comparison."""
 
     runs: Annotated[list[InputPath], Field(min_length=1)]
+    labels: list[str] = []
+    """Names of the runs in the report, in order; without any, the names of their folders."""
     title: str = "Safety report"
     examples: Annotated[int, Field(ge=0)] = 12
     """Prompts whose responses are shown, collapsed."""
@@ -32,6 +35,14 @@ class ReportConfig(Config):
     """More run folders for the lineage section; what the evaluations name is found by itself."""
     allow_mismatch: bool = False
     """Report runs together although their judges or suites differ."""
+
+    @model_validator(mode="after")
+    def _one_label_each(self) -> "ReportConfig":
+        if self.labels and len(self.labels) != len(self.runs):
+            raise ValueError(
+                f"labels: {len(self.labels)} for {len(self.runs)} runs; expected one each or none"
+            )
+        return self
 
 
 class Report(NamedTuple):
@@ -56,6 +67,8 @@ class Report(NamedTuple):
 def gather(config: ReportConfig) -> Report:
     """Read the runs and compute every number of the report."""
     runs = load_runs(config.runs)
+    if config.labels:
+        runs = [run._replace(name=label) for run, label in zip(runs, config.labels, strict=True)]
     limit = limit_of(runs[0].rows)
     metrics = [measure(run.rows, limit) for run in runs]
     comparisons = [compare(runs[0], run, allow_mismatch=config.allow_mismatch) for run in runs[1:]]
@@ -75,7 +88,12 @@ def render(report: Report, examples: int) -> str:
     )
     shown = choose(report.runs, report.metrics[0].repetition_limit, examples)
     return environment.get_template("template.html").render(
-        report=report, view=_view(report), examples=shown, limits=LIMITS, version=__version__
+        report=report,
+        view=_view(report),
+        examples=shown,
+        limits=LIMITS,
+        version=__version__,
+        sparkline=sparkline,
     )
 
 
@@ -125,8 +143,8 @@ def build_file(config: ReportConfig, run: Run) -> None:
     write_text(run.out, render(_gathered(config, run), config.examples))
 
 
-REPORT = Step("report", 1, build_folder)
-REPORT_FILE = Step("report", 1, build_file, writes_file=True)
+REPORT = Step("report", 1, build_folder, config=ReportConfig)
+REPORT_FILE = Step("report", 1, build_file, writes_file=True, config=ReportConfig)
 
 
 def report_step(out: Path) -> Step:

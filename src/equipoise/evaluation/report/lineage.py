@@ -1,5 +1,6 @@
 """The chain behind a report, read from manifests: data, guard and scorer, policy, evaluation."""
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -30,6 +31,8 @@ class Node(NamedTuple):
     settings: dict[str, str]
     notes: dict[str, str]
     seeds: dict[str, str]
+    losses: list[float]
+    """Of the steps that a training run logged, in order; empty for other runs."""
 
 
 def trace(places: Iterable[Path]) -> list[Node]:
@@ -60,9 +63,17 @@ def _visit(place: Path, nodes: dict[str, Node]) -> str:
     settings = flatten(manifest.config)
     seeds = {name: value for name, value in settings.items() if name.split(".")[-1].endswith("seed")}
     nodes[manifest.key] = Node(
-        tail(str(place.resolve())), manifest, inputs, settings, flatten(manifest.notes), seeds
+        tail(str(place.resolve())), manifest, inputs, settings, flatten(manifest.notes), seeds, _losses(place)
     )
     return manifest.key
+
+
+def _losses(place: Path) -> list[float]:
+    path = place / "log.jsonl"
+    if not path.is_file():
+        return []
+    entries = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    return [float(entry["loss"]) for entry in entries if "loss" in entry]
 
 
 def _manifest_path(place: Path) -> Path | None:

@@ -119,6 +119,16 @@ def plane(points: Sequence[Point], *, x_label: str, y_label: str, y_is_share: bo
     return _svg(_BOTTOM + 50, rows, "plane")
 
 
+def sparkline(values: Sequence[float]) -> Markup:
+    """A curve of values in order, from the smallest at the bottom to the largest at the top."""
+    low, high = min(values), max(values)
+    span, last = (high - low) or 1.0, max(len(values) - 1, 1)
+    places = [f"{100 * i / last:.2f},{38 - 36 * (v - low) / span:.2f}" for i, v in enumerate(values)]
+    line = f'<polyline points="{" ".join(places)}" vector-effect="non-scaling-stroke"/>'
+    stretched = 'viewBox="0 0 100 40" preserveAspectRatio="none"'
+    return Markup(f'<svg class="spark" width="100%" height="40" {stretched} aria-hidden="true">{line}</svg>')
+
+
 def radius(share: float) -> float:
     """Radius in pixels of a circle whose area is proportional to a share, 48 at one.
 

@@ -1,0 +1,27 @@
+"""The step that evaluates with the models that its settings name. Loads torch when it runs, not before."""
+
+from pathlib import Path
+
+from equipoise.evaluation.rows import STEP_NAME
+from equipoise.evaluation.run import STEP_VERSION, EvaluateConfig, assess, respond
+from equipoise.lineage import Run, Step
+
+
+def evaluate_models(config: EvaluateConfig, run: Run) -> None:
+    """Load the judges, which are checked before anything is written, then the model that responds.
+
+    That model is gone before its responses are judged.
+    """
+    from equipoise.generation.local import load_generator
+    from equipoise.moderation.guard import load_guard
+    from equipoise.moderation.refusal import PrefixRefusals
+    from equipoise.rewards.learned import load_scorer
+
+    guard = load_guard(Path(config.guard))
+    scorer = load_scorer(Path(config.scorer)) if config.scorer else None
+    refusals = guard.refusals if config.refusals == "classifier" else PrefixRefusals()
+    responses = respond(config, run, load_generator(config.model, batch_size=config.batch_size))
+    assess(config, run, responses, judge=guard, refusals=refusals, scorer=scorer)
+
+
+EVALUATE = Step(STEP_NAME, STEP_VERSION, evaluate_models, config=EvaluateConfig)
