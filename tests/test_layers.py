@@ -21,6 +21,7 @@ CORE = {
     "machine",
     "stats",
     "progress",
+    "batch",
     "extras",
 }
 MODELS = {"models", "objectives", "data", "generation"} | CORE

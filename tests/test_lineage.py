@@ -140,8 +140,9 @@ def test_a_place_that_is_no_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("mine", "utf-8")
     (tmp_path / "file").write_text("mine", "utf-8")
-    with pytest.raises(ConfigError, match="out: exists and is no run of equipoise"):
-        produce(tmp_path / "out", STEP, Settings())
+    for force in (False, True):  # files that are not ours are never taken over
+        with pytest.raises(ConfigError, match="out: is a folder with files that are no run of equipoise"):
+            produce(tmp_path / "out", STEP, Settings(), force=force)
     with pytest.raises(ConfigError, match="file: exists and is no run of equipoise"):
         produce(tmp_path / "file", FILE_STEP, Settings())
     assert (tmp_path / "out" / "thesis.txt").read_text("utf-8") == "mine"

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
 from equipoise import __version__
 from equipoise.config import Config, find_inputs, to_yaml
-from equipoise.errors import ConfigError, DataError
+from equipoise.errors import ConfigError, DataError, EquipoiseError
 from equipoise.machine import cpu_seconds, processor, versions
 
 _OURS = {"manifest.json", "started.json", "config.yaml", "tmp.manifest.json"}
@@ -94,8 +94,14 @@ class Outcome(NamedTuple):
 def produce(out: Path, step: Step, config: Config, *, force: bool = False) -> Outcome:
     """Run `step` into `out`, unless the same run is complete there.
 
+    Args:
+        out: A folder, or the file to write.
+        step: What to run.
+        config: Its settings.
+        force: Do it again although it is done, and take the place of another run.
+
     Raises:
-        ConfigError: `out` holds another run, and `force` is not set.
+        ConfigError: `out` holds another run and `force` is not set, or files that are no run's.
     """
     key, inputs = identify(step, config)
     settings = config.model_dump(mode="json")
@@ -103,14 +109,13 @@ def produce(out: Path, step: Step, config: Config, *, force: bool = False) -> Ou
     scratch = out.with_name(out.name + ".part") if step.writes_file else out / "scratch"
     started = (scratch if step.writes_file else out) / "started.json"
     done = read_manifest(manifest_path) if manifest_path.exists() else None
-    if done and done.key == key and _intact(out, done, step):
+    if done and done.key == key and not force and _intact(out, done, step):
         _tidy(scratch, started)  # a kill after the manifest was written leaves them
         return Outcome(done, skipped=True)
     before = json.loads(started.read_text("utf-8")) if started.exists() else None
     resumable = done is None and before is not None and before["key"] == key
     if not resumable:
-        if not force:
-            _refuse_if_taken(out, key, done, before)
+        _refuse_if_taken(out, key, done, before, force)
         _clear(out, scratch, manifest_path, done)
 
     attempts = 1 + (before["attempts"] if resumable and before else 0)
@@ -119,7 +124,12 @@ def produce(out: Path, step: Step, config: Config, *, force: bool = False) -> Ou
     write_text(started, json.dumps({"key": key, "step": step.name, "attempts": attempts}))
     run = Run(out, scratch)
     wall, cpu = time.monotonic(), cpu_seconds()
-    step.build(config, run)
+    try:
+        step.build(config, run)
+    except EquipoiseError:
+        if not any(path != started for path in scratch.rglob("*")):  # nothing was done: leave no trace
+            _tidy(scratch, started)
+        raise
     if not step.writes_file:
         write_text(out / "config.yaml", to_yaml(settings))
     manifest = Manifest(
@@ -177,16 +187,17 @@ def read_manifest(path: Path) -> Manifest:
 def content_hash(path: Path) -> str:
     """Sha256 of a file, of a folder's files and names, or of the bare name if nothing is there.
 
-    A folder with a manifest is identified by its outputs, so times and paths do not matter.
+    Of a folder with a manifest the outputs count, so that times and paths do not matter.
     """
     if path.is_file():
         return hash_file(path)
     if not path.is_dir():
         return hashlib.sha256(f"name:{path}".encode()).hexdigest()
     if (path / "manifest.json").exists():
-        files = read_manifest(path / "manifest.json").outputs
+        names = list(read_manifest(path / "manifest.json").outputs)
     else:
-        files = {str(f.relative_to(path)): hash_file(f) for f in sorted(path.rglob("*")) if f.is_file()}
+        names = [str(f.relative_to(path)) for f in sorted(path.rglob("*")) if f.is_file()]
+    files = {name: hash_file(path / name) for name in names if (path / name).is_file()}
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
 
@@ -225,9 +236,16 @@ def _replace(settings: Any, dotted: str, value: str) -> None:
             _replace(inner, dotted.removeprefix(f"{name}."), value)
 
 
-def _refuse_if_taken(out: Path, key: str, done: Manifest | None, before: dict[str, Any] | None) -> None:
+def _refuse_if_taken(
+    out: Path, key: str, done: Manifest | None, before: dict[str, Any] | None, force: bool
+) -> None:
+    is_free = done is None and before is None
+    if is_free and _holds_other_files(out):
+        raise ConfigError(f"{out}: is a folder with files that are no run of equipoise; choose another place")
+    if force:
+        return
     advice = "choose another place or give --force"
-    if done is None and before is None and (out.is_file() or _holds_other_files(out)):
+    if is_free and out.is_file():
         raise ConfigError(f"{out}: exists and is no run of equipoise; {advice}")
     if done is not None and done.key != key:
         raise ConfigError(f"{out}: holds another run ({done.step}, other settings or inputs); {advice}")

@@ -8,6 +8,7 @@
         with: {exchanges: [...], optim: {seed: "${settings.seed}"}}
     publish: {report.html: "${steps.report}/report.html"}
 
+`${builtin.exchanges}`, `.pairs` and `.prompts` are the files of the built-in corpus.
 A finished step with the same inputs is skipped, a half-done one is resumed, and changed settings
 make new folders beside the old ones, so nothing that was done is lost.
 """
@@ -22,12 +23,14 @@ from typing import Any, NamedTuple
 from pydantic import Field
 
 from equipoise.config import Config, apply_override, parse_config, parse_override, read_yaml, to_yaml
+from equipoise.data.corpus import corpus_path
 from equipoise.errors import ConfigError, near
-from equipoise.lineage import Manifest, Step, identify, manifest_of, produce, replacing, write_text
+from equipoise.lineage import Manifest, Step, identify, produce, replacing, write_text
 from equipoise.progress import say
 
 STEPS = {
     "data.import": "equipoise.data.steps:IMPORT",
+    "data.check": "equipoise.data.steps:CHECK",
     "data.split": "equipoise.data.steps:SPLIT",
     "data.merge": "equipoise.data.steps:MERGE",
     "train.guard": "equipoise.training.guard:TRAIN_GUARD",
@@ -153,8 +156,6 @@ def _run_step(
     place = out / "steps" / f"{name}-{key[:8]}"
     if step.writes_file:
         place = place / (entry.file or f"{name}.jsonl")
-    if force:
-        manifest_of(place, is_file=step.writes_file).unlink(missing_ok=True)
     outcome = produce(place, step, config, force=force)
     return Finished(name, place, outcome.manifest, outcome.skipped)
 
@@ -223,6 +224,8 @@ def _resolve(value: Any, recipe: Recipe, places: Mapping[str, Path]) -> Any:
         kind, _, rest = reference.partition(".")
         if kind == "steps" and rest in places:
             return str(places[rest])
+        if kind == "builtin":
+            return str(corpus_path(rest))
         node: Any = {"settings": recipe.settings}
         for key in reference.split("."):
             if not isinstance(node, dict) or key not in node:

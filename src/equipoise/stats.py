@@ -56,12 +56,17 @@ def wilson(successes: int, n: int, *, z: float = Z95) -> Estimate:
 def bootstrap_mean(
     values: ArrayLike, clusters: Sequence[Hashable], *, draws: int = 10_000, seed: int = 0
 ) -> Estimate:
-    """Mean of values [N] with a percentile interval; whole clusters are resampled."""
+    """Mean of values [N] with a percentile interval; whole clusters are resampled.
+
+    One cluster says nothing of how clusters differ, so its interval is NaN.
+    """
     x = np.asarray(values, dtype=np.float64)
     if x.size == 0:
         return NOTHING
     group = _codes(clusters, len(x))
     count = int(group.max()) + 1
+    if count == 1:
+        return Estimate(float(x.mean()), math.nan, math.nan, len(x), count)
     sums, sizes = np.bincount(group, x), np.bincount(group)
     rng = np.random.default_rng(seed)
     means = np.empty(draws)
@@ -83,19 +88,21 @@ def bootstrap(
     """Any statistic of rows, given as a function of row indices, by resampling whole clusters.
 
     A draw on which the statistic is NaN (one class only, say) is left out; if more than one in
-    twenty is, the interval is NaN, because it would describe other data.
+    twenty is, the interval is NaN, because it would describe other data. So is that of one cluster.
     """
     if not len(clusters):
         return NOTHING
     group = _codes(clusters, len(clusters))
     count = int(group.max()) + 1
+    value = statistic(np.arange(len(group)))
+    if count == 1:
+        return Estimate(value, math.nan, math.nan, len(group), count)
     order = np.argsort(group, kind="stable")
     rows = np.split(order, np.cumsum(np.bincount(group))[:-1])
     rng = np.random.default_rng(seed)
     values = np.array(
         [statistic(np.concatenate([rows[g] for g in rng.integers(count, size=count)])) for _ in range(draws)]
     )
-    value = statistic(np.arange(len(group)))
     kept = values[~np.isnan(values)]
     if len(kept) < 0.95 * draws:
         return Estimate(value, math.nan, math.nan, len(group), count)

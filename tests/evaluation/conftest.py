@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from equipoise.config import Config
+from equipoise.config import Config, ModelRef
 from equipoise.evaluation.files import write_lines
 from equipoise.evaluation.rows import EvaluatedRow
 from equipoise.lineage import Run, Step, produce
@@ -53,6 +53,7 @@ def make_row() -> MakeRow:
 
 class _Settings(Config):
     label: str
+    guard: ModelRef = "g"
     refusals: str = "classifier"
     max_new_tokens: int = 48
 

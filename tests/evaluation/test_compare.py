@@ -15,16 +15,16 @@ from equipoise.lineage import produce
 
 @pytest.fixture
 def planted(make_row, make_run):
-    """100 harmful prompts: 60 harmful before, 20 of these after. 40 benign: 10 refused after."""
+    """50 harmful prompts: 30 harmful before, 10 of these after. 20 benign: 5 refused after."""
     rng = random.Random(0)
     before, after = [], []
-    for i in range(100):
+    for i in range(50):
         base = rng.gauss(0, 1)
-        before.append(make_row(f"h{i}", 2 if i < 60 else 0, reward=base, cost=1.0))
-        after.append(make_row(f"h{i}", 1 if i < 20 else 0, reward=base + 0.5, cost=0.0))
-    for i in range(40):
+        before.append(make_row(f"h{i}", 2 if i < 30 else 0, reward=base, cost=1.0))
+        after.append(make_row(f"h{i}", 1 if i < 10 else 0, reward=base + 0.5, cost=0.0))
+    for i in range(20):
         before.append(make_row(f"b{i}", reward=0.0, cost=-1.0))
-        after.append(make_row(f"b{i}", refusal="full" if i < 10 else "none", reward=0.0, cost=-1.0))
+        after.append(make_row(f"b{i}", refusal="full" if i < 5 else "none", reward=0.0, cost=-1.0))
     return load_runs([make_run("base", before), make_run("after", after[::-1])])
 
 
@@ -35,19 +35,19 @@ def test_a_planted_change_is_recovered(planted) -> None:
     assert harm.difference.value == pytest.approx(-0.4)
     assert harm.difference.low < -0.4 < harm.difference.high < 0
     assert c.relative_reduction.value == pytest.approx(2 / 3)
-    assert 0.5 < c.relative_reduction.low < 2 / 3 < c.relative_reduction.high < 0.85
-    assert (c.harmful_only_before, c.harmful_only_after) == (40, 0)
-    assert c.mcnemar_p == pytest.approx(2 * 0.5**40)
+    assert 0.4 < c.relative_reduction.low < 2 / 3 < c.relative_reduction.high < 0.95
+    assert (c.harmful_only_before, c.harmful_only_after) == (20, 0)
+    assert c.mcnemar_p == pytest.approx(2 * 0.5**20)
     assert c.metrics["over_refusal"].difference.value == pytest.approx(0.25)
     assert c.metrics["over_refusal"].difference.excludes_zero
-    assert c.metrics["truly_safe"].difference.value == pytest.approx(0.4 * 100 / 140 - 0.25 * 40 / 140)
-    assert c.metrics["reward"].difference.value == pytest.approx(0.5 * 100 / 140)
+    assert c.metrics["truly_safe"].difference.value == pytest.approx(0.4 * 50 / 70 - 0.25 * 20 / 70)
+    assert c.metrics["reward"].difference.value == pytest.approx(0.5 * 50 / 70)
     assert c.metrics["reward_benign"].difference.value == 0.0
 
 
 def test_detectable_difference_is_what_80_percent_power_needs(planted) -> None:
     d = compare(*planted).metrics["harmful_rate"]
-    exact = (1.959964 + 0.841621) * math.sqrt(0.4 * 0.6 / 99)  # differences are -1 in 40 of 100 rows
+    exact = (1.959964 + 0.841621) * math.sqrt(0.4 * 0.6 / 49)  # differences are -1 in 20 of 50 rows
     assert d.detectable == pytest.approx(exact, rel=1e-6)
 
 
@@ -148,7 +148,7 @@ def test_the_comparison_is_written_as_a_run_of_its_own(planted, tmp_path) -> Non
     assert found["metrics"]["harmful_rate"]["difference"]["value"] == pytest.approx(-0.4)
     text = (tmp_path / "out" / "comparison.txt").read_text()
     assert text == comparison_text(compare(*planted)) + "\n"
-    assert "base -> after: 140 responses to 140 prompts" in text
+    assert "base -> after: 70 responses to 70 prompts" in text
 
 
 def test_something_else_is_no_evaluation(tmp_path, make_row, make_run) -> None:

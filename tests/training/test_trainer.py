@@ -89,7 +89,7 @@ def kept_gradients() -> Iterator[list[Tensor]]:
 
 
 def mean_gradient() -> Tensor:
-    """Gradient of the mean over all terms, by autograd in one piece; weights first, as the optimiser has them."""
+    """Gradient of the mean over all terms, in one piece; weights first, as the optimiser has them."""
     model = Squares()
     model(Rows(X, Y, COUNTS)).mean().backward()
     named = sorted(model.named_parameters(), key=lambda item: item[0].endswith("bias"))
@@ -123,7 +123,7 @@ def test_two_processes_take_the_step_of_one(tmp_path: Path) -> None:
         torch.testing.assert_close(found, mean_gradient(), rtol=1e-6, atol=1e-9)
 
 
-class Killed(Exception):
+class KilledError(Exception):
     """Stands for kill -9: nothing of ours runs after it."""
 
 
@@ -136,11 +136,11 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_numbers(tmp_path: Path) -> 
 
     def dies(indices: Sequence[int]) -> Rows:
         if next(steps) == 11:
-            raise Killed
+            raise KilledError
         return task(broken).collate(indices)
 
     run = run_in(tmp_path / "broken")
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         fit(task(broken)._replace(collate=dies), settings(**options), run, label="test")
     resumed = Squares(dropout=0.5)
     log = fit(task(resumed), settings(**options), run, label="test")

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from equipoise.lineage import Step
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object last.")]
-ForceFlag = Annotated[bool, typer.Option("--force", help="Replace what another run left in the place.")]
+ForceFlag = Annotated[bool, typer.Option("--force", help="Do it again, over what another run left there.")]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="Override a setting, for example optim.lr=1e-5. Repeatable.")
 ]

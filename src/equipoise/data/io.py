@@ -5,7 +5,7 @@ JSON Lines holds a record as it is, without the fields that are None; `flat` hol
 
 import gzip
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
@@ -25,6 +25,7 @@ __all__ = [
     "Placed",
     "Row",
     "parse_record",
+    "read_exchanges",
     "read_placed",
     "read_records",
     "read_rows",
@@ -65,6 +66,13 @@ def read_records(
         columns: The file's column -> the record's field, where the names differ.
     """
     return (placed.record for placed in read_placed(path, kind, on_bad=on_bad, columns=columns))
+
+
+def read_exchanges(exchanges: Sequence[Path], pairs: Sequence[Path]) -> list[Exchange]:
+    """Return the exchanges of some files, and both answers of each pair of others as exchanges."""
+    single = [record for path in exchanges for record in read_records(path, Exchange)]
+    double = [pair for path in pairs for pair in read_records(path, Pair)]
+    return single + [exchange for pair in double for exchange in (pair.exchange(0), pair.exchange(1))]
 
 
 def read_placed(

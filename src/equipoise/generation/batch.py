@@ -5,8 +5,8 @@ from typing import Annotated, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
+from equipoise.batch import Row, conversation, run_batch
 from equipoise.config import Config, InputPath, ModelRef
-from equipoise.data.batch import Row, conversation, run_batch
 from equipoise.generation.local import load_generator
 from equipoise.lineage import Run, Step
 from equipoise.models.backbone import Device, DType

@@ -143,10 +143,14 @@ def _generator(sampling: Sampling, key: str, sample: int, device: torch.device) 
 
 
 def _noise(logits: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    """Return unit exponentials, [R, V], each row from its own generator.
+
+    -log u of 24-bit u is four times as fast as `exponential_`; only tokens rarer than 1e-7 feel the grain.
+    """
     noise = torch.empty_like(logits, dtype=torch.float32)
     for row, generator in zip(noise, generators, strict=True):
-        row.exponential_(generator=generator)
-    return noise
+        row.uniform_(generator=generator)
+    return noise.log_().neg_()  # 0 gives infinity, and its token is not drawn
 
 
 @torch.inference_mode()

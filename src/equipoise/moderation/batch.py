@@ -5,8 +5,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from equipoise.batch import Row, conversation, run_batch, text
 from equipoise.config import Config, InputPath
-from equipoise.data.batch import Row, conversation, run_batch, text
 from equipoise.errors import DataError
 from equipoise.lineage import Run, Step
 from equipoise.models.features import TextPair

@@ -5,8 +5,8 @@ from typing import Annotated
 
 from pydantic import Field
 
+from equipoise.batch import Row, conversation, run_batch, text
 from equipoise.config import Config, InputPath
-from equipoise.data.batch import Row, conversation, run_batch, text
 from equipoise.lineage import Run, Step
 from equipoise.records import Exchange
 from equipoise.rewards.learned import load_scorer

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from equipoise.config import Config, InputPath, ModelRef
-from equipoise.data.io import read_records
+from equipoise.data.io import read_exchanges
 from equipoise.errors import DataError
 from equipoise.lineage import Run, Step
 from equipoise.models.backbone import load_encoder
@@ -42,7 +42,9 @@ class GuardOptim(OptimSettings):
 class GuardConfig(Config):
     """Settings of `train guard`."""
 
-    exchanges: tuple[InputPath, ...] = Field(min_length=1)
+    exchanges: tuple[InputPath, ...] = ()
+    pairs: tuple[InputPath, ...] = ()
+    """Both answers of each pair are exchanges too."""
     taxonomy: str = "pku19"
     backbone: ModelRef = "minilm"
     tune: Literal["frozen", "full"] = "frozen"
@@ -107,7 +109,7 @@ class GuardLosses(nn.Module):
 def train_guard(config: GuardConfig, run: Run) -> None:
     """Train a guard into `run.out`: weights, card and the training log."""
     taxonomy = load_taxonomy(config.taxonomy)
-    exchanges = [record for path in config.exchanges for record in read_records(path, Exchange)]
+    exchanges = read_exchanges(config.exchanges, config.pairs)
     run.licences |= {record.licence for record in exchanges}
     texts, targets, kinds = guard_rows(exchanges, taxonomy)
     card = GuardCard(

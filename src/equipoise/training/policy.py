@@ -38,7 +38,8 @@ def save_policy(backbone: Backbone, policy: nn.Module, folder: Path) -> None:
     if hasattr(model, "peft_config"):
         for config in model.peft_config.values():
             config.base_model_name_or_path = backbone.ref
-        model.save_pretrained(folder, save_embedding_layers=False)  # never trained, and peft would ask the hub
+        # embeddings are not trained, and to find that out peft would ask the hub
+        model.save_pretrained(folder, save_embedding_layers=False)
     else:
         backbone.tokenizer.save_pretrained(folder)
         model.save_pretrained(folder)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from equipoise.data.batch import BatchCounts, Row, conversation, run_batch, text
+from equipoise.batch import BatchCounts, Row, conversation, run_batch, text
 from equipoise.errors import DataError
 from equipoise.records import Message
 
