@@ -5,6 +5,7 @@ hub. A tokenizer without a pad token gets an existing one, so embeddings keep th
 from lengths everywhere, never by comparing ids with the pad id.
 """
 
+import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from typing import Any, Literal, NamedTuple, cast
 
 import jinja2
 import torch
+from huggingface_hub.utils import logging as hub_logging
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from transformers import (
@@ -185,11 +187,14 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
 def quiet() -> Iterator[None]:
     """Silence the progress bars and advice that transformers writes while it loads; errors still raise."""
     level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    hub_level = hub_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    hub_logging.set_verbosity(logging.ERROR)  # a line per retry where there is no network
     try:
         yield
     finally:
+        hub_logging.set_verbosity(hub_level)
         transformers_logging.set_verbosity(level)
         if bars:
             transformers_logging.enable_progress_bar()
@@ -244,6 +249,8 @@ def _load_adapter(folder: Path, *, dtype: str, device: str, merge: bool, trainab
 
 
 def _load_tokenizer(ref: str | Path, place: Path | str) -> PreTrainedTokenizerBase:
+    if not isinstance(place, Path):
+        say(f"{ref}: no such folder here; asking the model hub")
     with quiet(), _loading(ref, place):
         tokenizer = AutoTokenizer.from_pretrained(
             place, trust_remote_code=False, local_files_only=isinstance(place, Path)

@@ -21,6 +21,9 @@ from equipoise.taxonomy import Taxonomy
 
 Target = Literal["prompt", "response"]
 
+ENCODER = "encoder"
+"""Folder of a tuned encoder inside a guard's."""
+
 
 class GuardCard(BaseModel):
     """What a guard folder says of itself."""
@@ -32,6 +35,9 @@ class GuardCard(BaseModel):
     taxonomy: Taxonomy
     """The guard's own copy: a changed file elsewhere changes nothing here."""
     backbone: str
+    """What it was built on."""
+    own_encoder: bool = False
+    """True where the encoder was tuned too; it then lies in `encoder/`, a model folder like any other."""
     layers: int = Field(ge=1)
     hidden: int = Field(ge=1)
     dropout: float = 0.0
@@ -66,15 +72,21 @@ class GuardModel(nn.Module):
         return logits
 
     def save(self, folder: Path) -> None:
-        """Write what was trained, and the card."""
-        save_tensors(folder / "weights.safetensors", trainable(self))
-        save_card(folder, self.card)
+        """Write what was trained, and the card; a tuned encoder serves as a backbone elsewhere too."""
+        tuned = any(parameter.requires_grad for parameter in self.trunk.parameters())
+        if tuned:
+            encoder: Any = self.trunk.encoder
+            encoder.save_pretrained(folder / ENCODER)
+            self.tokenizer.save_pretrained(folder / ENCODER)
+        save_tensors(folder / "weights.safetensors", self.heads.state_dict())
+        save_card(folder, self.card.model_copy(update={"own_encoder": tuned}))
 
 
 def load_guard_model(folder: Path, device: str = "auto") -> GuardModel:
     """Load a guard that `train guard` wrote; anything else raises ModelError."""
     card = load_card(folder, GuardCard)
-    model = GuardModel(card, load_encoder(card.backbone, device=device))
+    backbone = folder / ENCODER if card.own_encoder else card.backbone
+    model = GuardModel(card, load_encoder(backbone, device=device))
     weights = folder / "weights.safetensors"
-    load_into(model, load_tensors(weights), str(weights))
+    load_into(model.heads, load_tensors(weights), str(weights))
     return model.to(next(model.trunk.parameters()).device).eval()

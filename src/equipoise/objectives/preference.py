@@ -36,20 +36,38 @@ class PairLogps(NamedTuple):
         return (self.chosen - self.ref_chosen) - (self.rejected - self.ref_rejected)
 
 
-def dpo(pair: PairLogps, *, beta: float = 0.1, label_smoothing: float = 0.0) -> Tensor:
-    """-(1-e) log s(beta h) - e log s(-beta h), h the margin. Rafailov et al. 2023, eq. 7; e as in cDPO."""
+def dpo(
+    pair: PairLogps, *, beta: float = 0.1, label_smoothing: float = 0.0, sft_weight: float = 0.0
+) -> Tensor:
+    """-(1-e) log s(beta h) - e log s(-beta h) + sft, h the margin. Rafailov et al. 2023, eq. 7; e as in cDPO.
+
+    The last term, off by default, is `chosen_nll` times `sft_weight`.
+    """
     z = beta * pair.margin
-    return -(1 - label_smoothing) * F.logsigmoid(z) - label_smoothing * F.logsigmoid(-z)
+    loss = -(1 - label_smoothing) * F.logsigmoid(z) - label_smoothing * F.logsigmoid(-z)
+    return loss + sft_weight * chosen_nll(pair)
 
 
-def safe_dpo(pair: PairLogps, *, beta: float = 0.1, delta: float = 10.0) -> Tensor:
-    """-log s(beta h - (1[l unsafe] - 1[w unsafe]) delta), h the margin. Kim et al. 2025 (SafeDPO).
+def safe_dpo(
+    pair: PairLogps, *, beta: float = 0.1, delta: float = 10.0, sft_weight: float = 0.0
+) -> Tensor:
+    """-log s(beta h - (1[l unsafe] - 1[w unsafe]) delta) + sft, h the margin. Kim et al. 2025 (SafeDPO).
 
     Pairs must have passed through `safe_dpo_order`; then a safe response must beat an unsafe one by
-    delta, and `delta=0`, or pairs of two safe responses, give DPO.
+    delta, and `delta=0`, or pairs of two safe responses, give DPO. The last term is not the paper's:
+    off by default, it is `chosen_nll` times `sft_weight`.
     """
     gap = pair.rejected_unsafe - pair.chosen_unsafe
-    return -F.logsigmoid(beta * pair.margin - gap * delta)
+    return -F.logsigmoid(beta * pair.margin - gap * delta) + sft_weight * chosen_nll(pair)
+
+
+def chosen_nll(pair: PairLogps) -> Tensor:
+    """-chosen / length, nats per token, [B]: imitates the chosen response, which margins alone may lose.
+
+    A margin can grow while both responses become less likely; with few pairs it does. Pang et al. 2024
+    (iterative RPO), eq. 2.
+    """
+    return -pair.chosen / pair.chosen_len
 
 
 Index = Literal[0, 1]
