@@ -1,0 +1,42 @@
+"""How long `equipoise --help` takes, as a ratio to importing typer; medians of interleaved runs."""
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from equipoise.machine import processor, versions
+
+RUNS = 15
+COMMANDS = {
+    "equipoise --help": [sys.executable, "-m", "equipoise", "--help"],
+    "import typer": [sys.executable, "-c", "import typer"],
+}
+
+
+def seconds(command: list[str]) -> float:
+    start = time.perf_counter()
+    subprocess.run(command, check=True, capture_output=True)
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    times: dict[str, list[float]] = {name: [] for name in COMMANDS}
+    for number in range(RUNS + 1):
+        for name, command in COMMANDS.items():
+            taken = seconds(command)
+            if number:  # the first run warms the disk
+                times[name].append(taken)
+    medians = {name: round(statistics.median(values), 4) for name, values in times.items()}
+    ours, theirs = (medians[name] for name in COMMANDS)
+    result = {"seconds": medians, "ratio": round(ours / theirs, 2), "runs": RUNS}
+    result |= {"processor": processor(), "versions": versions()}
+    path = Path(__file__).parent / "results" / "help.json"
+    path.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    print(json.dumps(result["seconds"] | {"ratio": result["ratio"]}))
+
+
+if __name__ == "__main__":
+    main()
