@@ -21,10 +21,9 @@ CORE = {
     "machine",
     "stats",
     "progress",
-    "batch",
     "extras",
 }
-MODELS = {"models", "objectives", "data", "generation"} | CORE
+MODELS = {"models", "objectives", "data", "batch", "generation"} | CORE
 WITHOUT_TRAINING = {
     "curation",
     "synthesis",
@@ -38,12 +37,13 @@ WITHOUT_TRAINING = {
 MAY_IMPORT: dict[str, set[str]] = {
     **{name: CORE for name in CORE},
     "data": CORE,
+    "batch": CORE | {"data"},  # one module: rows in, rows out, for the layers below that do so
     "curation": CORE | {"data"},
     "synthesis": CORE | {"data", "curation"},
     "annotation": CORE | {"data", "curation"},
     "objectives": set(),
     "models": CORE | {"objectives"},
-    "generation": CORE | {"models"},
+    "generation": CORE | {"models", "batch"},
     "training": CORE | {"data", "models", "objectives"},
     "moderation": MODELS,
     "rewards": MODELS,
@@ -58,7 +58,7 @@ MAY_IMPORT["pipeline"] = LAYERS - {"cli", "doctor"}
 MAY_IMPORT["doctor"] = CORE | {"models"}
 MAY_IMPORT["cli"] = set(LAYERS)
 
-NO_TORCH = CORE | {"data", "curation", "synthesis", "annotation"}
+NO_TORCH = CORE | {"batch", "data", "curation", "synthesis", "annotation"}
 HEAVY = {"torch", "transformers", "peft", "accelerate", "tokenizers", "datasets"}
 FILES = sorted(ROOT.rglob("*.py"))
 

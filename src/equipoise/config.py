@@ -142,15 +142,15 @@ def _short(value: object) -> str:
 def _keys(kind: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
     """Names of the settings that are allowed at `path` inside `kind`."""
     for part in path:
-        if isinstance(part, int):
+        field = kind.model_fields.get(str(part))
+        if field is None:  # a place in a list, or a key of the user's in a mapping
             continue
-        field = kind.model_fields.get(part)
-        inner = [t for t in _types(field.annotation) if t is not None] if field else []
+        inner = [t for t in _types(field.annotation) if t is not None]
         models = [t for t in inner if isinstance(t, type) and issubclass(t, BaseModel)]
         if not models:
             return []
         kind = models[0]
-    return list(kind.model_fields)
+    return [field.alias or name for name, field in kind.model_fields.items()]
 
 
 def _types(annotation: Any) -> list[Any]:

@@ -16,7 +16,7 @@ make new folders beside the old ones, so nothing that was done is lost.
 import importlib
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -82,12 +82,14 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     own setting.
     """
     data = read_yaml(path)
+    parse_config(Recipe, data, str(path))  # its form, before the overrides look into it
     for item in overrides:
         keys, value = parse_override(item)
         if keys[0] == "steps":
-            if len(keys) < 3 or keys[1] not in data.get("steps", {}):
-                known = ", ".join(data.get("steps", {}))
-                raise ConfigError(f"--set {item}: expected steps.STEP.SETTING=value; steps: {known}")
+            if len(keys) < 3 or keys[1] not in data["steps"]:
+                hint = near(keys[1], data["steps"]) if len(keys) > 1 else ""
+                known = ", ".join(data["steps"])
+                raise ConfigError(f"--set {item}: expected steps.STEP.SETTING=value{hint}; steps: {known}")
             apply_override(data["steps"][keys[1]].setdefault("with", {}), keys[2:], value)
         else:
             _must_exist(data.get("settings", {}), keys, item)
@@ -98,28 +100,29 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def run_recipe(
-    recipe: Recipe, out: Path, *, only: str | None = None, force_step: str | None = None, force: bool = False
+    recipe: Recipe, out: Path, *, only: str | None = None, force: str | None = None
 ) -> list[Finished]:
     """Run a recipe's steps in order into `out` and return them.
 
     Args:
         recipe: As `load_recipe` gave it.
-        out: Folder for all steps; one that holds another recipe is refused unless forced.
+        out: Folder for all steps. Other settings of the same recipe make new step folders beside the
+            old ones; a folder of another recipe is refused.
         only: Run this step and those it needs.
-        force_step: Do this step again although it is done.
-        force: Take over a folder that holds another run.
+        force: Do this step again although it is done.
     """
-    for name in (only, force_step):
+    for name in (only, force):
         if name is not None and name not in recipe.steps:
             raise ConfigError(f"no step '{name}'{near(name, recipe.steps)}; steps: {', '.join(recipe.steps)}")
-    _claim(recipe, out, force)
     wanted = needed_by(recipe, only) if only else set(recipe.steps)
+    check_settings(recipe, wanted)
+    _claim(recipe, out)
     places: dict[str, Path] = {}
     done: list[Finished] = []
     for number, (name, entry) in enumerate(recipe.steps.items(), start=1):
         if name not in wanted:
             continue
-        finished = _run_step(recipe, name, entry, out, places, force=name == force_step)
+        finished = _run_step(recipe, name, entry, out, places, force=name == force)
         places[name] = finished.place
         done.append(finished)
         state = "done before" if finished.skipped else f"done in {finished.manifest.wall_seconds:.0f} s"
@@ -160,19 +163,28 @@ def _run_step(
     return Finished(name, place, outcome.manifest, outcome.skipped)
 
 
-def _claim(recipe: Recipe, out: Path, force: bool) -> None:
-    """Write the resolved recipe into `out`, or refuse a folder that holds another one."""
-    text = to_yaml(recipe.model_dump(mode="json", by_alias=True))
+def check_settings(recipe: Recipe, wanted: Collection[str]) -> None:
+    """Find a wrong setting of a late step now, and not when the steps before it have taken hours."""
+    places = {name: Path(name) for name in recipe.steps}
+    for name, entry in recipe.steps.items():
+        if name not in wanted:
+            continue
+        step = step_of(entry.run)
+        parse_config(step.config, _resolve(entry.with_, recipe, places), f"step {name}")
+        if entry.file is not None and not step.writes_file:
+            raise ConfigError(f"step {name}: file: {entry.run} writes a folder, got a name of a file")
+
+
+def _claim(recipe: Recipe, out: Path) -> None:
+    """Write the resolved recipe into `out`; a folder that holds something else is refused."""
     resolved = out / "config.yaml"
     if resolved.exists():
-        if resolved.read_text("utf-8") != text and not force:
-            raise ConfigError(
-                f"{out}: holds a run of another recipe or of other settings; choose another place,"
-                " or give --force (finished steps that did not change are kept)"
-            )
-    elif out.exists() and any(out.iterdir()) and not force:
-        raise ConfigError(f"{out}: exists and is no run of equipoise; choose another place or give --force")
-    write_text(resolved, text)
+        held = read_yaml(resolved).get("name")
+        if held != recipe.name:
+            raise ConfigError(f"{out}: holds a run of another recipe ({held}); choose another place")
+    elif out.exists() and any(f.name != "tmp.config.yaml" for f in out.iterdir()):
+        raise ConfigError(f"{out}: exists and is no run of equipoise; choose another place")
+    write_text(resolved, to_yaml(recipe.model_dump(mode="json", by_alias=True)))
 
 
 def _check(recipe: Recipe, path: Path) -> None:
@@ -229,11 +241,26 @@ def _resolve(value: Any, recipe: Recipe, places: Mapping[str, Path]) -> Any:
         node: Any = {"settings": recipe.settings}
         for key in reference.split("."):
             if not isinstance(node, dict) or key not in node:
-                raise ConfigError(f"recipe '{recipe.name}': '${{{reference}}}' names no setting and no step")
+                known = [*_dotted("settings", recipe.settings), *(f"steps.{name}" for name in places)]
+                raise ConfigError(
+                    f"recipe '{recipe.name}': '${{{reference}}}' names no setting and no step"
+                    f"{near(reference, known)}"
+                )
             node = node[key]
         return node
 
     return _substitute(value, find)
+
+
+def _dotted(prefix: str, node: Mapping[str, Any]) -> list[str]:
+    """Names of all settings as a reference spells them."""
+    inner = [
+        name
+        for key, item in node.items()
+        if isinstance(item, dict)
+        for name in _dotted(f"{prefix}.{key}", item)
+    ]
+    return [f"{prefix}.{key}" for key in node] + inner
 
 
 def _substitute(value: Any, find: Callable[[str], Any]) -> Any:

@@ -54,7 +54,8 @@ def test_every_loss_has_a_formula() -> None:
 @pytest.mark.parametrize("name", PREFERENCE_LOSSES)
 @pytest.mark.parametrize("weight", [0.5, 3.0])
 def test_sft_weight_adds_nats_per_token_of_the_chosen_response(name: str, weight: float) -> None:
-    plain, weighted = PREFERENCE_LOSSES[name](batch(ROWS)), PREFERENCE_LOSSES[name](batch(ROWS), sft_weight=weight)
+    plain = PREFERENCE_LOSSES[name](batch(ROWS))
+    weighted = PREFERENCE_LOSSES[name](batch(ROWS), sft_weight=weight)
     expected = torch.tensor([weight * -row[0] / row[4] for row in ROWS], dtype=torch.float64)
     torch.testing.assert_close(weighted, plain + expected, rtol=1e-12, atol=1e-12)
 

@@ -1,14 +1,15 @@
 """Options that several commands share, and how a result is printed."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 if TYPE_CHECKING:
     from equipoise.config import Config
+    from equipoise.data.check import FoundError
     from equipoise.lineage import Step
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object last.")]
@@ -19,10 +20,26 @@ SetOption = Annotated[
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="YAML file of settings.")]
 OutOption = Annotated[Path, typer.Option("--out", help="Where the result goes.")]
 
+_LISTED = 50
+
 
 def emit(result: Mapping[str, Any], as_json: bool, text: str) -> None:
     """Print the result: `text` for a person, or `result` as one JSON object."""
     typer.echo(json.dumps(result, ensure_ascii=False) if as_json else text)
+
+
+def fail_on_findings(error: "FoundError", as_json: bool) -> NoReturn:
+    """Show what was found in the data and leave with 1."""
+    lines = listed("", [str(found) for found in error.findings])
+    lines.append(f"{error.what}: {len(error.findings)} problems in the data")
+    emit({"findings": [found._asdict() for found in error.findings]}, as_json, "\n".join(lines))
+    raise typer.Exit(1)
+
+
+def listed(prefix: str, lines: Sequence[str]) -> list[str]:
+    """Return the lines behind a prefix, the first of them where they are many."""
+    more = [f"... and {len(lines) - _LISTED} more; --json lists all"] if len(lines) > _LISTED else []
+    return [prefix + line for line in lines[:_LISTED]] + more
 
 
 def gather(

@@ -2,24 +2,31 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
-from equipoise.cli.common import ForceFlag, JsonFlag, OutOption, SetOption, emit
+from equipoise.cli.common import (
+    ForceFlag,
+    JsonFlag,
+    OutOption,
+    SetOption,
+    emit,
+    fail_on_findings,
+    listed,
+)
 from equipoise.errors import ConfigError
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from equipoise.data.check import Finding, FoundError
+    from equipoise.data.check import Finding
 
     C = TypeVar("C", bound=BaseModel)
 
 app = typer.Typer(help="Import, check, describe, split and merge data.", no_args_is_help=True)
 
 Files = Annotated[list[Path], typer.Argument(help="Files of records: .jsonl, .jsonl.gz, .parquet or .csv.")]
-_LISTED = 50
 _SOURCES = "pku-saferlhf, pku-saferlhf-single, pku-saferlhf-qa, jsonl (any format) or builtin."
 
 
@@ -54,12 +61,12 @@ def import_(
     try:
         outcome = produce(out, IMPORT, config, force=force)
     except FoundError as error:
-        _fail(error, as_json)
+        fail_on_findings(error, as_json)
     notes = outcome.manifest.notes
     skipped = _texts(notes["skipped"])
     result = {"out": str(out), "records": notes["records"], "kind": notes["kind"], "skipped": skipped}
     result |= {"licences": outcome.manifest.licences, "was_done": outcome.skipped}
-    lines = [*_listed("skipped ", skipped), f"{out}: {notes['records']} records ({notes['kind']})"]
+    lines = [*listed("skipped ", skipped), f"{out}: {notes['records']} records ({notes['kind']})"]
     emit(result, as_json, "\n".join(lines))
 
 
@@ -95,12 +102,12 @@ def check(
     try:
         outcome = produce(out, CHECK, config, force=force)
     except FoundError as error:
-        _fail(error, as_json)
+        fail_on_findings(error, as_json)
     notes = outcome.manifest.notes
-    listed = {name: _texts(notes[name]) for name in ("findings", "dropped", "flipped", "kept")}
-    counts = ", ".join(f"{len(listed[name])} {name}" for name in ("dropped", "flipped", "kept"))
-    lines = [*_listed("", listed["findings"]), f"{out}: {notes['records']} records, {counts}"]
-    emit({"out": str(out), "records": notes["records"], **listed}, as_json, "\n".join(lines))
+    lists = {name: _texts(notes[name]) for name in ("findings", "dropped", "flipped", "kept")}
+    counts = ", ".join(f"{len(lists[name])} {name}" for name in ("dropped", "flipped", "kept"))
+    lines = [*listed("", lists["findings"]), f"{out}: {notes['records']} records, {counts}"]
+    emit({"out": str(out), "records": notes["records"], **lists}, as_json, "\n".join(lines))
 
 
 @app.command()
@@ -151,7 +158,7 @@ def merge(files: Files, *, out: OutOption, force: ForceFlag = False, as_json: Js
     conflicts, duplicates = _texts(notes["conflicts"]), _texts(notes["duplicates"])
     renamed: Any = notes["renamed"]
     counts = f"{len(duplicates)} duplicates left out, {len(renamed)} ids made unique"
-    lines = [*_listed("", conflicts), f"{out}: {notes['records']} records, {counts}"]
+    lines = [*listed("", conflicts), f"{out}: {notes['records']} records, {counts}"]
     result = {"out": str(out), "records": notes["records"], "duplicates": duplicates, "renamed": renamed}
     emit(result | {"conflicts": conflicts}, as_json, "\n".join(lines))
 
@@ -202,23 +209,10 @@ def _fractions(text: str) -> dict[str, float]:
 
 
 def _report(findings: "Sequence[Finding]", records: int, files: int, as_json: bool) -> None:
-    lines = _listed("", [str(found) for found in findings])
+    lines = listed("", [str(found) for found in findings])
     lines.append(f"{records} records in {files} files, {len(findings)} problems")
     result = {"records": records, "findings": [found._asdict() for found in findings]}
     emit(result, as_json, "\n".join(lines))
-
-
-def _fail(error: "FoundError", as_json: bool) -> NoReturn:
-    """Show what was found in the data and leave with 1."""
-    lines = _listed("", [str(found) for found in error.findings])
-    lines.append(f"{error.what}: {len(error.findings)} problems in the data")
-    emit({"findings": [found._asdict() for found in error.findings]}, as_json, "\n".join(lines))
-    raise typer.Exit(1)
-
-
-def _listed(prefix: str, lines: Sequence[str]) -> list[str]:
-    more = [f"... and {len(lines) - _LISTED} more; --json lists all"] if len(lines) > _LISTED else []
-    return [prefix + line for line in lines[:_LISTED]] + more
 
 
 def _texts(value: Any) -> list[str]:

@@ -30,6 +30,7 @@ app.add_typer(models.app, name="models")
 app.command()(models.doctor)
 
 DONE, PROBLEMS, MISTAKE, STOPPED = 0, 1, 2, 3
+_INTERRUPTED = 130  # what typer makes of a KeyboardInterrupt
 
 
 def main() -> None:
@@ -40,7 +41,9 @@ def main() -> None:
         _end(f"error: {error}", MISTAKE)
     except RunStoppedError as error:
         _end(f"stopped: {error}; the same command resumes", STOPPED)
-    except KeyboardInterrupt:
+    except SystemExit as left:
+        if left.code != _INTERRUPTED:
+            raise
         _end("stopped: interrupted; the same command resumes", STOPPED)
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EIO}:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from equipoise.cli.common import ForceFlag, JsonFlag, SetOption, emit
+from equipoise.cli.common import JsonFlag, SetOption, emit, fail_on_findings
 from equipoise.extras import require
 
 if TYPE_CHECKING:
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 Out = Annotated[Path | None, typer.Option("--out", help="Folder of the run; runs/NAME if not given.")]
 Only = Annotated[str | None, typer.Option("--only", help="Run this step and those that it needs.")]
-ForceStep = Annotated[str | None, typer.Option("--force-step", help="Do this step again.")]
+Force = Annotated[str | None, typer.Option("--force", metavar="STEP", help="Do this step again.")]
 
 
 def run(
@@ -21,24 +21,22 @@ def run(
     recipe: Annotated[Path, typer.Argument(help="Recipe, a YAML file.")],
     out: Out = None,
     only: Only = None,
-    force_step: ForceStep = None,
+    force: Force = None,
     set_: SetOption = None,
-    force: ForceFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Run a recipe. What is done is skipped, what was interrupted goes on."""
-    _run(recipe, out=out, overrides=set_, only=only, force_step=force_step, force=force, as_json=as_json)
+    _run(recipe, out=out, overrides=set_, only=only, force=force, as_json=as_json)
 
 
 def demo(
     *,
     out: Out = None,
     set_: SetOption = None,
-    force: ForceFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Run the quickstart: built-in data and models, from labels to report.html, in minutes on a CPU."""
-    _run(None, out=out, overrides=set_, force=force, as_json=as_json)
+    _run(None, out=out, overrides=set_, as_json=as_json)
 
 
 def _run(
@@ -46,17 +44,20 @@ def _run(
     *,
     out: Path | None,
     overrides: list[str] | None,
-    force: bool,
     as_json: bool,
     only: str | None = None,
-    force_step: str | None = None,
+    force: str | None = None,
 ) -> None:
     require("a recipe", "train")
+    from equipoise.data.check import FoundError
     from equipoise.pipeline import built_in_recipe, load_recipe, run_recipe
 
     recipe = load_recipe(path or built_in_recipe("quickstart"), overrides or ())
     place = out or Path("runs") / recipe.name
-    done = run_recipe(recipe, place, only=only, force_step=force_step, force=force)
+    try:
+        done = run_recipe(recipe, place, only=only, force=force)
+    except FoundError as error:
+        fail_on_findings(error, as_json)
     published = [str(place / name) for name in recipe.publish] if only is None else []
     result = {"out": str(place), "published": published, "steps": [_told(step) for step in done]}
     emit(result, as_json, "\n".join(published or [str(step.place) for step in done[-1:]]))

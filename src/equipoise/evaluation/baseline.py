@@ -14,6 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, GroupKFold
 
 from equipoise.data.splits import normalise_prompt
+from equipoise.errors import DataError
 from equipoise.records import Exchange, Pair, text_of
 
 Floats = NDArray[np.float64]
@@ -23,10 +24,14 @@ _FOLDS = 5
 
 
 def unsafe_scores(train: Sequence[Exchange], test: Sequence[Exchange]) -> Floats:
-    """Probability that each test response is unsafe, learned from labelled training exchanges, [N]."""
+    """Probability that each test response is unsafe, learned from labelled training exchanges, [N].
+
+    Raises:
+        DataError: Too little to learn from.
+    """
+    groups = _prompts(train, "labelled responses")
     vectors = _vectors()
     x = vectors.fit_transform([_text(e) for e in train])
-    groups = [normalise_prompt(text_of(e.prompt)) for e in train]
     model = _fit(x, np.array([not e.is_safe for e in train]), groups, intercept=True)
     found: Floats = model.predict_proba(vectors.transform([_text(e) for e in test]))[:, 1]
     return found
@@ -37,7 +42,11 @@ def safer_scores(train: Sequence[Pair], test: Sequence[Pair]) -> Floats:
 
     A linear ranker on the difference of the answers' vectors. Each training pair counts in both
     directions, so there is no preference for a place.
+
+    Raises:
+        DataError: Too little to learn from.
     """
+    groups = _prompts(train, "pairs with `safer`")
     vectors = _vectors()
     vectors.fit([_text(p.exchange(k)) for p in train for k in (0, 1)])
 
@@ -47,12 +56,18 @@ def safer_scores(train: Sequence[Pair], test: Sequence[Pair]) -> Floats:
 
     d = difference(train)
     second_is_safer = np.array([p.safer == 1 for p in train])
-    groups = [normalise_prompt(text_of(p.prompt)) for p in train]
     model = _fit(
         vstack([d, -d]), np.concatenate([second_is_safer, ~second_is_safer]), groups * 2, intercept=False
     )
     found: Floats = model.decision_function(difference(test))
     return found
+
+
+def _prompts(rows: Sequence[Exchange] | Sequence[Pair], what: str) -> list[str]:
+    prompts = [normalise_prompt(text_of(row.prompt)) for row in rows]
+    if len(set(prompts)) < 2:
+        raise DataError(f"baseline: {len(prompts)} {what} to train on; expected those of 2 prompts or more")
+    return prompts
 
 
 def _vectors() -> TfidfVectorizer:
@@ -61,9 +76,20 @@ def _vectors() -> TfidfVectorizer:
 
 def _fit(x: Any, y: NDArray[np.bool_], groups: Sequence[str], *, intercept: bool) -> Any:
     model = LogisticRegression(max_iter=2000, fit_intercept=intercept)
-    folds = min(_FOLDS, len(set(groups)))
-    search = GridSearchCV(model, _GRID, cv=GroupKFold(folds), scoring="roc_auc")
-    return search.fit(x, y, groups=groups).best_estimator_
+    count = min(_FOLDS, len(set(groups)))
+    # where one side of a fold holds one kind only there is nothing to fit or to rank
+    folds = [
+        fold
+        for fold in GroupKFold(count).split(x, y, groups)
+        if all(0 < y[side].sum() < len(side) for side in fold)
+    ]
+    if not folds:
+        raise DataError(
+            f"baseline: {len(y)} training rows cannot be cross-validated by prompt;"
+            " expected safe and unsafe responses to several prompts"
+        )
+    search = GridSearchCV(model, _GRID, cv=folds, scoring="roc_auc")
+    return search.fit(x, y).best_estimator_
 
 
 def _text(exchange: Exchange) -> str:

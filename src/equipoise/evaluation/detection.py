@@ -122,10 +122,14 @@ def detect(config: DetectionConfig, run: Run) -> None:
     """Measure, and write `detection.json` and `detection.md`."""
     from equipoise.moderation.guard import load_guard
 
-    train = _labelled(read_exchanges(config.train_exchanges, config.train_pairs))
-    test = _labelled(read_exchanges(config.test_exchanges, config.test_pairs))
-    _apart(train, test)
-    run.licences |= {e.licence for e in test}
+    train = read_exchanges(config.train_exchanges, config.train_pairs)
+    test = read_exchanges(config.test_exchanges, config.test_pairs)
+    rewards = read_exchanges((), config.test_rewards)
+    _apart(train, test + rewards)
+    run.licences |= {e.licence for e in test + rewards}
+    train, test = _labelled(train), _labelled(test)
+    if not train or not test:
+        raise DataError("no labelled rows to train the baseline on, or none to test; expected is_safe")
     guard = measure_guard(load_guard(config.guard), train, test, draws=config.draws)
     ordering, reward = _measure_scorer(config) if config.scorer is not None else (None, None)
     result = Detection(guard, ordering, reward)
@@ -191,8 +195,6 @@ def _apart(train: Sequence[Exchange], test: Sequence[Exchange]) -> None:
             f"{len(shared)} test rows have a prompt of the training rows, first {shared[0]};"
             " split by prompt with `equipoise data split`"
         )
-    if not train or not test:
-        raise DataError("no labelled rows to train the baseline on, or none to test; expected is_safe")
 
 
 DETECTION = Step("evaluate.detection", 1, detect, config=DetectionConfig)

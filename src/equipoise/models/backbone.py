@@ -185,7 +185,7 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence the progress bars and advice that transformers writes while it loads; errors still raise."""
+    """Silence the bars and advice that transformers writes as it loads and saves; errors still raise."""
     level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     hub_level = hub_logging.get_verbosity()
     transformers_logging.set_verbosity_error()

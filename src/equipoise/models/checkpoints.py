@@ -1,11 +1,11 @@
 """Save and load what we trained: tensors as safetensors, everything else as JSON. Nothing is unpickled.
 
-A published folder holds `heads.safetensors` and `model.json`; the backbone it stands on is named
+A published folder holds `weights.safetensors` and `model.json`; the backbone it stands on is named
 there, and its tuned weights, if any, lie beside it.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -59,6 +59,13 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> N
     module.load_state_dict(dict(tensors), strict=False)
 
 
+def require_all(tensors: Mapping[str, Tensor], names: Iterable[str], where: str) -> None:
+    """Raise ModelError where a tensor is missing: what stood in its place would be random."""
+    absent = sorted(set(names) - set(tensors))
+    if absent:
+        raise ModelError(f"{where}: {len(absent)} tensors are missing, the first is {absent[0]}")
+
+
 def save_card(folder: Path, card: BaseModel) -> None:
     """Write `model.json`: what the program needs to load the folder again."""
     write_text(folder / "model.json", card.model_dump_json(indent=2))
@@ -92,5 +99,10 @@ def _is_sealed(folder: Path) -> bool:
     mark = folder / _COMPLETE
     if not mark.exists():
         return False
-    files: dict[str, Any] = json.loads(mark.read_text("utf-8"))
-    return all((folder / name).is_file() and hash_file(folder / name) == sha for name, sha in files.items())
+    try:
+        files: Any = json.loads(mark.read_text("utf-8"))
+    except ValueError:
+        return False
+    return isinstance(files, dict) and all(
+        (folder / name).is_file() and hash_file(folder / name) == sha for name, sha in files.items()
+    )

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from equipoise.errors import ModelError
 from equipoise.progress import bar
 
 MAX_PROMPT_TOKENS = 96
@@ -51,18 +52,22 @@ class PairBatch(NamedTuple):
 
 def encode_pair(tokenizer: Any, pair: TextPair) -> PairIds:
     """Tokenize one pair; a long prompt keeps its head and its tail, a long response its head."""
-    prompt = tokenizer(pair.prompt, add_special_tokens=False, verbose=False)["input_ids"]
-    truncated = len(prompt) > MAX_PROMPT_TOKENS and pair.response is not None
-    if truncated:
-        half = MAX_PROMPT_TOKENS // 2
-        prompt = prompt[:half] + prompt[-half:]
     start, end = tokenizer.cls_token_id, tokenizer.sep_token_id
+    if start is None or end is None:
+        raise ModelError(
+            f"{tokenizer.name_or_path}: its tokenizer has no CLS and SEP tokens; expected an encoder"
+        )
+    limit = min(MAX_TOKENS, tokenizer.model_max_length)
+    most = limit - 2 if pair.response is None else MAX_PROMPT_TOKENS * limit // MAX_TOKENS
+    prompt = tokenizer(pair.prompt, add_special_tokens=False, verbose=False)["input_ids"]
+    truncated = len(prompt) > most
+    if truncated:
+        half = most // 2
+        prompt = prompt[:half] + prompt[-half:]
     if pair.response is None:
-        room = MAX_TOKENS - 2
-        kept = prompt[:room]
-        return PairIds([start, *kept, end], [0, *[PROMPT] * len(kept), 0], len(prompt) > room)
+        return PairIds([start, *prompt, end], [0, *[PROMPT] * len(prompt), 0], truncated)
     response = tokenizer(pair.response, add_special_tokens=False, verbose=False)["input_ids"]
-    room = MAX_TOKENS - len(prompt) - 3
+    room = limit - len(prompt) - 3
     kept = response[:room]
     ids = [start, *prompt, end, *kept, end]
     parts = [0, *[PROMPT] * len(prompt), 0, *[RESPONSE] * len(kept), 0]
@@ -85,8 +90,11 @@ class EncoderFeatures(nn.Module):
     """An encoder and its pooling: token ids of a pair in, one vector out."""
 
     def __init__(self, encoder: nn.Module, layers: int = 6) -> None:
-        """Pool the last `layers` layers of `encoder`."""
+        """Pool the last `layers` layers of `encoder`; more than it has raises ModelError."""
         super().__init__()
+        has = int(encoder.config.num_hidden_layers)  # type: ignore[union-attr, arg-type]
+        if layers > has:
+            raise ModelError(f"layers: the encoder has fewer, got {layers}; expected 1 to {has}")
         self.encoder = encoder
         self.layers = layers
 

@@ -6,14 +6,14 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from equipoise.models.backbone import Backbone, load_encoder
+from equipoise.models.backbone import Backbone, load_encoder, quiet
 from equipoise.models.checkpoints import (
     load_card,
     load_into,
     load_tensors,
+    require_all,
     save_card,
     save_tensors,
-    trainable,
 )
 from equipoise.models.features import EncoderFeatures, PairBatch
 from equipoise.models.heads import GuardHeads, GuardLogits
@@ -46,6 +46,7 @@ class GuardCard(BaseModel):
     knows_refusals: bool
     unsafe_threshold: float = Field(default=0.5, ge=0, le=1)
     category_threshold: float = Field(default=0.5, ge=0, le=1)
+    refusal_threshold: float = Field(default=0.5, ge=0, le=1)
 
 
 class GuardModel(nn.Module):
@@ -76,7 +77,8 @@ class GuardModel(nn.Module):
         tuned = any(parameter.requires_grad for parameter in self.trunk.parameters())
         if tuned:
             encoder: Any = self.trunk.encoder
-            encoder.save_pretrained(folder / ENCODER)
+            with quiet():
+                encoder.save_pretrained(folder / ENCODER)
             self.tokenizer.save_pretrained(folder / ENCODER)
         save_tensors(folder / "weights.safetensors", self.heads.state_dict())
         save_card(folder, self.card.model_copy(update={"own_encoder": tuned}))
@@ -88,5 +90,7 @@ def load_guard_model(folder: Path, device: str = "auto") -> GuardModel:
     backbone = folder / ENCODER if card.own_encoder else card.backbone
     model = GuardModel(card, load_encoder(backbone, device=device))
     weights = folder / "weights.safetensors"
-    load_into(model.heads, load_tensors(weights), str(weights))
+    tensors = load_tensors(weights)
+    load_into(model.heads, tensors, str(weights))
+    require_all(tensors, model.heads.state_dict(), str(weights))
     return model.to(next(model.trunk.parameters()).device).eval()

@@ -16,6 +16,7 @@ from equipoise.models.checkpoints import (
     load_card,
     load_into,
     load_tensors,
+    require_all,
     save_card,
     save_tensors,
     trainable,
@@ -95,7 +96,9 @@ class ScorerModel(nn.Module):
 
 def load_trunk(kind: Trunk, ref: str, device: str = "auto") -> Backbone:
     """Load the backbone of a scorer."""
-    return load_encoder(ref, device=device) if kind == "encoder" else load_causal(ref, device=device)
+    if kind == "encoder":
+        return load_encoder(ref, device=device)
+    return load_causal(ref, device=device, merge=True)
 
 
 def load_scorer_model(folder: Path, device: str = "auto") -> ScorerModel:
@@ -103,5 +106,12 @@ def load_scorer_model(folder: Path, device: str = "auto") -> ScorerModel:
     card = load_card(folder, ScorerCard)
     model = ScorerModel(card, load_trunk(card.trunk, card.backbone, device))
     weights = folder / "weights.safetensors"
-    load_into(model, load_tensors(weights), str(weights))
+    tensors = load_tensors(weights)
+    load_into(model, tensors, str(weights))
+    require_all(tensors, (name for name in model.state_dict() if _is_ours(name)), str(weights))
     return model.to(next(model.trunk.parameters()).device).eval()
+
+
+def _is_ours(name: str) -> bool:
+    """Whether a tensor is never the backbone's own, so that every scorer folder must hold it."""
+    return name.startswith("heads.") or ".lora_" in name

@@ -15,7 +15,7 @@ from equipoise.models.guard import GuardCard, GuardModel, Target, load_guard_mod
 from equipoise.models.heads import GuardLogits
 from equipoise.objectives.classification import severity_probabilities
 from equipoise.protocols import RefusalVerdict, Verdict
-from equipoise.records import REFUSALS, Exchange, text_of
+from equipoise.records import REFUSALS, Exchange, Refusal, text_of
 
 
 class Reading:
@@ -49,9 +49,11 @@ class Reading:
         )
 
     def refusal_verdict(self, row: int) -> RefusalVerdict:
-        """Return whether one response declines."""
+        """Return whether one response declines; how far, only where it declines at all."""
         probabilities = dict(zip(REFUSALS, (float(p) for p in self.refusal[row]), strict=True))
-        return RefusalVerdict(max(REFUSALS, key=probabilities.__getitem__), probabilities)
+        declines = 1.0 - probabilities["none"] >= self.card.refusal_threshold
+        degree: Refusal = "full" if probabilities["full"] >= probabilities["partial"] else "partial"
+        return RefusalVerdict(degree if declines else "none", probabilities)
 
 
 class Guard:

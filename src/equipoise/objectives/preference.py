@@ -48,9 +48,7 @@ def dpo(
     return loss + sft_weight * chosen_nll(pair)
 
 
-def safe_dpo(
-    pair: PairLogps, *, beta: float = 0.1, delta: float = 10.0, sft_weight: float = 0.0
-) -> Tensor:
+def safe_dpo(pair: PairLogps, *, beta: float = 0.1, delta: float = 10.0, sft_weight: float = 0.0) -> Tensor:
     """-log s(beta h - (1[l unsafe] - 1[w unsafe]) delta) + sft, h the margin. Kim et al. 2025 (SafeDPO).
 
     Pairs must have passed through `safe_dpo_order`; then a safe response must beat an unsafe one by

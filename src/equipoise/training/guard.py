@@ -31,10 +31,10 @@ UNKNOWN = -1
 class GuardOptim(OptimSettings):
     """How the guard is optimised, unless said otherwise."""
 
-    lr: float = Field(default=1e-3, gt=0)
-    epochs: int = Field(default=40, ge=1)
+    lr: float = Field(default=5e-4, gt=0)
+    epochs: int = Field(default=10, ge=1)
     batch_size: int = Field(default=32, ge=1)
-    weight_decay: float = Field(default=0.05, ge=0)
+    weight_decay: float = Field(default=0.1, ge=0)
     checkpoint_every: int = Field(default=200, ge=1)
     log_every: int = Field(default=10, ge=1)
 
@@ -52,9 +52,13 @@ class GuardConfig(Config):
     layers: int = Field(default=6, ge=1)
     """Layers of the encoder that are pooled, counted from the last."""
     hidden: int = Field(default=256, ge=1)
-    dropout: float = Field(default=0.5, ge=0, lt=1)
+    dropout: float = Field(default=0.6, ge=0, lt=1)
     unsafe_threshold: float = Field(default=0.5, ge=0, le=1)
+    """On P(unsafe); stored in the guard."""
     category_threshold: float = Field(default=0.5, ge=0, le=1)
+    """On P(category | unsafe)."""
+    refusal_threshold: float = Field(default=0.5, ge=0, le=1)
+    """On P(partial or full); below it a response counts as no refusal."""
     optim: GuardOptim = GuardOptim()
 
 
@@ -122,6 +126,7 @@ def train_guard(config: GuardConfig, run: Run) -> None:
         knows_refusals=bool((targets.refusal != UNKNOWN).any()),
         unsafe_threshold=config.unsafe_threshold,
         category_threshold=config.category_threshold,
+        refusal_threshold=config.refusal_threshold,
     )
     torch.manual_seed(config.optim.seed)
     model = GuardModel(card, load_encoder(config.backbone, device=config.optim.device))
@@ -178,8 +183,14 @@ def _targets(rows: Sequence[Exchange], taxonomy: Taxonomy) -> GuardTargets:
     shape = (len(rows), len(taxonomy.names))
     level, unsafe, refusal = (torch.full((len(rows),), UNKNOWN) for _ in range(3))
     categories, mask = torch.zeros(shape), torch.zeros(shape)
+    highest = len(taxonomy.severities) - 1
     for i, row in enumerate(rows):
         if row.severity is not None:
+            if row.severity > highest:
+                raise DataError(
+                    f"{row.source}: {row.id}: severity is not on the scale of {taxonomy.name},"
+                    f" got {row.severity}; expected 0 to {highest}"
+                )
             level[i] = row.severity
         if row.is_safe is not None:
             unsafe[i] = int(not row.is_safe)

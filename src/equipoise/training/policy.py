@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import nn
 
 from equipoise.config import Config
-from equipoise.models.backbone import Backbone, add_lora
+from equipoise.models.backbone import Backbone, add_lora, quiet
 
 Tune = Literal["lora", "full"]
 
@@ -37,9 +37,10 @@ def save_policy(backbone: Backbone, policy: nn.Module, folder: Path) -> None:
     model: Any = policy
     if hasattr(model, "peft_config"):
         for config in model.peft_config.values():
-            config.base_model_name_or_path = backbone.ref
+            config.base_model_name_or_path = backbone.model.name_or_path  # a folder's is absolute
         # embeddings are not trained, and to find that out peft would ask the hub
         model.save_pretrained(folder, save_embedding_layers=False)
     else:
         backbone.tokenizer.save_pretrained(folder)
-        model.save_pretrained(folder)
+        with quiet():
+            model.save_pretrained(folder)

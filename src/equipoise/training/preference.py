@@ -120,7 +120,7 @@ def train_preference(
     objective = loss or bind(PREFERENCE_LOSSES, config.objective, config.objective_params)
     pairs = [record for path in config.pairs for record in read_records(path, Pair)]
     run.licences |= {pair.licence for pair in pairs}
-    backbone = load_causal(config.model, device=config.optim.device)
+    backbone = load_causal(config.model, device=config.optim.device, merge=True)
     ordered, left_out = order_pairs(backbone.tokenizer, pairs, config)
     if not ordered:
         raise DataError(f"pairs: none is left to train on ({_told(left_out)})")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from equipoise.config import Config, InputPath, ModelRef
@@ -55,6 +55,12 @@ class ScorerConfig(Config):
     centring: float = Field(default=0.001, ge=0)
     """Weight of the mean square of the scores, which keeps them near zero."""
     optim: ScorerOptim = ScorerOptim()
+
+    @model_validator(mode="after")
+    def _adapters_go_on_a_decoder(self) -> "ScorerConfig":
+        if self.tune == "lora" and self.trunk == "encoder":
+            raise ValueError("tune: lora adapts a decoder, got trunk encoder; expected frozen or full")
+        return self
 
 
 class PairLabels(NamedTuple):

@@ -61,7 +61,7 @@ def train_sft(config: SftConfig, run: Run) -> None:
     """Fine-tune a policy into `run.out`."""
     exchanges = [record for path in config.exchanges for record in read_records(path, Exchange)]
     run.licences |= {record.licence for record in exchanges}
-    backbone = load_causal(config.model, device=config.optim.device)
+    backbone = load_causal(config.model, device=config.optim.device, merge=True)
     rows: list[Row] = []
     left_out: Counter[str] = Counter()
     for record in exchanges:

@@ -116,7 +116,8 @@ def fit(task: Task, settings: OptimSettings, run: Run, *, label: str) -> list[di
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
     if trainer.is_world_process_zero():
-        write_text(run.out / "log.jsonl", "".join(json.dumps(entry) + "\n" for entry in log))
+        lines = [json.dumps(entry, sort_keys=True) + "\n" for entry in log]  # a resumed log comes sorted
+        write_text(run.out / "log.jsonl", "".join(lines))
     return log
 
 
@@ -253,7 +254,7 @@ class _Progress(TrainerCallback):  # type: ignore[misc]
 
 def _arguments(settings: OptimSettings, folder: Path, steps: int) -> TrainingArguments:
     device = pick_device(settings.device)
-    total = steps * settings.epochs
+    warmup = steps * settings.epochs * settings.warmup_fraction
     return TrainingArguments(
         output_dir=str(folder),
         learning_rate=settings.lr,
@@ -261,7 +262,7 @@ def _arguments(settings: OptimSettings, folder: Path, steps: int) -> TrainingArg
         per_device_train_batch_size=1,
         gradient_accumulation_steps=1,
         lr_scheduler_type=settings.schedule,
-        warmup_steps=math.ceil(total * settings.warmup_fraction),
+        warmup_steps=math.ceil(warmup) if warmup >= 1 else 0,  # a warmup begins with a step of rate 0
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.clip_norm,
         optim="adamw_torch",

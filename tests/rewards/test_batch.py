@@ -1,0 +1,74 @@
+"""The files of `score`: reward and cost behind the fields of the row, bad lines in place."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from equipoise.errors import ModelError
+from equipoise.lineage import produce
+from equipoise.models.scorer import ScorerCard, ScorerModel, load_trunk
+from equipoise.records import Exchange
+from equipoise.rewards.batch import SCORE, ScoreConfig
+from equipoise.rewards.learned import load_scorer
+
+ROWS = [
+    {"id": "a", "prompt": "how do i bake bread", "response": "mix flour and water", "mine": {"x": 1}},
+    {"id": "b", "prompt": "hi"},
+    {"id": "c", "prompt": [{"role": "user", "content": "hi"}], "response": "yes", "sample": 3},
+    {"id": "a", "prompt": "hi", "response": "twice"},
+]
+
+
+def make_scorer(folder: Path, encoder: Path, trained: tuple[str, ...] = ("reward", "cost")) -> Path:
+    torch.manual_seed(1)
+    card = ScorerCard.model_validate(
+        {"backbone": str(encoder), "trunk": "encoder", "layers": 2, "hidden": 6, "trained": trained}
+    )
+    model = ScorerModel(card, load_trunk("encoder", str(encoder), "cpu"))
+    model.trunk.requires_grad_(False)
+    folder.mkdir()
+    model.save(folder)
+    return folder
+
+
+def score(place: Path, scorer: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    (place / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    outcome = produce(place / "out.jsonl", SCORE, ScoreConfig(file=place / "in.jsonl", scorer=scorer))
+    return outcome.manifest.notes, [
+        json.loads(line) for line in (place / "out.jsonl").read_text().splitlines()
+    ]
+
+
+def test_every_row_gets_its_reward_and_cost(tmp_path: Path, tiny_encoder: Path) -> None:
+    folder = make_scorer(tmp_path / "scorer", tiny_encoder)
+    notes, rows = score(tmp_path, folder)
+    assert notes == {"rows": 2, "errors": 2, "reward": "higher_is_better", "cost": "higher_is_worse"}
+    assert [list(row) for row in rows] == [
+        ["id", "prompt", "response", "mine", "reward", "cost"],
+        ["id", "error"],
+        ["id", "prompt", "response", "sample", "reward", "cost"],
+        ["id", "error"],
+    ]
+    found = load_scorer(folder, "cpu")([Exchange(id="a", prompt="hi", response="yes")])[0]
+    assert found.reward is not None
+    assert found.cost is not None
+    assert rows[2]["reward"] == pytest.approx(found.reward.value, abs=1e-5)
+    assert rows[2]["cost"] == pytest.approx(found.cost.value, abs=1e-5)
+    assert "response: missing" in rows[1]["error"]
+
+
+@pytest.mark.parametrize(("head", "other"), [("reward", "cost"), ("cost", "reward")])
+def test_a_head_that_was_not_trained_is_null(
+    tmp_path: Path, tiny_encoder: Path, head: str, other: str
+) -> None:
+    _, rows = score(tmp_path, make_scorer(tmp_path / "scorer", tiny_encoder, (head,)))
+    assert isinstance(rows[0][head], float)
+    assert rows[0][other] is None
+
+
+def test_a_folder_that_is_no_scorer_is_one_line(tmp_path: Path, tiny_encoder: Path) -> None:
+    with pytest.raises(ModelError, match=r"no model\.json"):
+        score(tmp_path, tiny_encoder)

@@ -1,0 +1,305 @@
+"""Preference training: who is chosen, the loss at the start in closed form, and a kill that costs nothing."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from equipoise.data.io import write_records
+from equipoise.errors import ConfigError, DataError
+from equipoise.lineage import Outcome, Run, Step, produce
+from equipoise.models.backbone import load_causal
+from equipoise.objectives.preference import PairLogps, dpo
+from equipoise.records import Answer, Choice, Pair
+from equipoise.training.preference import (
+    TRAIN_PREFERENCE,
+    PreferenceConfig,
+    PreferenceOptim,
+    order_pairs,
+    train_preference,
+)
+
+GOOD, OTHER = "mix flour and water", "wait until the dough has doubled"
+Loss = Callable[[PairLogps], Tensor]
+
+
+def pair(
+    name: str, better: Choice | None = 0, safe: tuple[bool | None, bool | None] = (True, True), **more: Any
+) -> Pair:
+    answers = tuple(Answer(response=text, is_safe=s) for text, s in zip((GOOD, OTHER), safe, strict=True))
+    given = {"id": name, "prompt": f"how do i bake bread {name}", "answers": answers, "better": better}
+    return Pair(**(given | more), licence="CC0-1.0")
+
+
+SAFE_PAIRS = [pair("a"), pair("b", 1), pair("c"), pair("d", 1)]
+MIXED_PAIRS = [*SAFE_PAIRS, pair("e", 0, (False, True)), pair("f", 0, (True, False))]
+
+
+def config_for(place: Path, pairs: list[Pair], model: Path, **settings: Any) -> PreferenceConfig:
+    place.mkdir(exist_ok=True)
+    write_records(place / "pairs.jsonl", pairs)
+    optim = PreferenceOptim(**({"device": "cpu", "batch_size": 8} | settings.pop("optim", {})))
+    return PreferenceConfig(pairs=(place / "pairs.jsonl",), model=str(model), optim=optim, **settings)
+
+
+def train(place: Path, config: PreferenceConfig, loss: Loss | None = None) -> Outcome:
+    """Train into `place`/out; a loss of one's own takes the place of the configured one."""
+
+    def build(settings: PreferenceConfig, run: Run) -> None:
+        train_preference(settings, run, loss)
+
+    step = TRAIN_PREFERENCE._replace(build=build) if loss else TRAIN_PREFERENCE
+    assert isinstance(step, Step)
+    return produce(place / "out", step, config)
+
+
+def log_of(place: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (place / "out" / "log.jsonl").read_text().splitlines()]
+
+
+# (better, is_safe of both) -> index chosen by SafeDPO and by DPO, None where left out
+ORDERS: list[tuple[Choice | None, tuple[bool | None, bool | None], int | None, int | None]] = [
+    (0, (True, True), 0, 0),
+    (1, (True, True), 1, 1),
+    (0, (False, True), 1, 0),  # the safe one, whatever is more helpful
+    (1, (True, False), 0, 1),
+    (None, (True, False), 0, None),
+    ("tie", (False, True), 1, None),
+    ("tie", (True, True), None, None),
+    (0, (False, False), None, 0),
+    (0, (None, True), None, 0),
+    (None, (True, True), None, None),
+]
+
+
+@pytest.mark.parametrize("objective", ["safe_dpo", "dpo"])
+def test_the_chosen_response_comes_first(tmp_path: Path, tiny_llama: Path, objective: str) -> None:
+    tokenizer = load_causal(tiny_llama, device="cpu").tokenizer
+    config = config_for(tmp_path, SAFE_PAIRS, tiny_llama, objective=objective)
+    for better, safe, *chosen in ORDERS:
+        expected = chosen[objective == "dpo"]
+        kept, left_out = order_pairs(tokenizer, [pair("x", better, safe)], config)
+        assert len(kept) == (expected is not None)
+        assert sum(left_out.values()) == (expected is None)
+        if expected is not None:
+            texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in kept[0].row.responses]
+            assert texts == [(GOOD, OTHER)[expected], (GOOD, OTHER)[1 - expected]]
+            assert kept[0].chosen_unsafe == (safe[expected] is False)
+            assert kept[0].rejected_unsafe == (safe[1 - expected] is False)
+
+
+def test_what_is_left_out_is_counted_by_reason(tmp_path: Path, tiny_llama: Path) -> None:
+    long = pair("long", prompt="water " * 100)
+    pairs = [*SAFE_PAIRS, pair("u", 0, (False, False)), pair("t", "tie"), pair("n", None), long]
+    config = config_for(tmp_path, pairs, tiny_llama, max_tokens=100)
+    notes = train(tmp_path, config).manifest.notes
+    assert notes["rows"] == 4
+    assert notes["left_out"] == {
+        "both unsafe": 1,
+        "no preference or safety label": 2,
+        "over 100 tokens": 1,
+    }
+    dpo_config = config.model_copy(update={"objective": "dpo"})
+    tokenizer = load_causal(tiny_llama, device="cpu").tokenizer
+    kept, left_out = order_pairs(tokenizer, pairs, dpo_config)
+    assert len(kept) == 5
+    assert left_out == {"no preference, or a tie": 2, "over 100 tokens": 1}
+    assert all(len(pair.row.responses[0]) > 1 and pair.row.length <= 100 for pair in kept)
+
+
+def test_max_pairs_takes_a_seeded_choice(tmp_path: Path, tiny_llama: Path) -> None:
+    tokenizer = load_causal(tiny_llama, device="cpu").tokenizer
+    pairs = [pair(str(i)) for i in range(30)]
+
+    def chosen(seed: int, most: int | None) -> list[list[int]]:
+        config = config_for(tmp_path, pairs, tiny_llama, max_pairs=most, optim={"seed": seed})
+        return [p.row.prompt for p in order_pairs(tokenizer, pairs, config)[0]]
+
+    assert len(chosen(0, 7)) == 7
+    assert chosen(0, 7) == chosen(0, 7) == chosen(0, None)[:7]
+    assert chosen(0, 7) != chosen(1, 7)
+    assert len(chosen(0, None)) == 30
+
+
+def test_a_pair_may_follow_another_label(tmp_path: Path, tiny_llama: Path) -> None:
+    tokenizer = load_causal(tiny_llama, device="cpu").tokenizer
+    one = pair("x", 0, safer=1, overall=1)
+    for label, first in (("better", GOOD), ("safer", OTHER), ("overall", OTHER)):
+        config = config_for(tmp_path, [one], tiny_llama, objective="dpo", preference=label)
+        kept, _ = order_pairs(tokenizer, [one], config)
+        assert tokenizer.decode(kept[0].row.responses[0], skip_special_tokens=True) == first
+
+
+def minus_log_sigmoid(x: float) -> float:
+    return math.log1p(math.exp(-x))
+
+
+@pytest.mark.parametrize(
+    ("objective", "params", "pairs", "expected"),
+    [
+        ("dpo", {}, MIXED_PAIRS, math.log(2)),
+        ("safe_dpo", {}, SAFE_PAIRS, math.log(2)),
+        ("safe_dpo", {"delta": 3.0}, MIXED_PAIRS[4:], minus_log_sigmoid(-3.0)),
+        ("safe_dpo", {"delta": 3.0}, MIXED_PAIRS, (4 * math.log(2) + 2 * minus_log_sigmoid(-3.0)) / 6),
+    ],
+)
+def test_the_first_loss_has_a_closed_form(
+    *,
+    tmp_path: Path,
+    tiny_llama: Path,
+    objective: str,
+    params: dict[str, float],
+    pairs: list[Pair],
+    expected: float,
+) -> None:
+    config = config_for(tmp_path, pairs, tiny_llama, objective=objective, objective_params=params)
+    train(tmp_path, config)
+    first = log_of(tmp_path)[0]
+    assert first["loss"] == pytest.approx(expected, rel=1e-5)
+    assert first["reward_margin"] == pytest.approx(0.0, abs=1e-4)
+
+
+@torch.no_grad()
+def plain_logps(folder: Path, prompt: str, response: str) -> tuple[float, int]:
+    """Log-probability of a response and its number of tokens, from the library alone."""
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), load_causal(folder).tokenizer
+    start = f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
+    before = tokenizer(start, add_special_tokens=False)["input_ids"]
+    answer = tokenizer(response + "<|im_end|>", add_special_tokens=False)["input_ids"]
+    ids = torch.tensor([before + answer])
+    logps = torch.log_softmax(model(ids).logits[0, :-1], dim=-1).gather(1, ids[0, 1:, None])
+    return logps[len(before) - 1 :].sum().item(), len(answer)
+
+
+def test_a_loss_of_ones_own_sees_every_pair_in_its_place(tmp_path: Path, tiny_llama: Path) -> None:
+    seen: list[PairLogps] = []
+
+    def mine(pairs: PairLogps) -> Tensor:
+        seen.append(PairLogps(*(column.detach() for column in pairs)))
+        return -(pairs.chosen - pairs.rejected)
+
+    config = config_for(tmp_path, [pair("f", 0, (True, False)), pair("e", 0, (False, True))], tiny_llama)
+    train(tmp_path, config, mine)
+    found = {}
+    for k in range(2):
+        row = [column[k].item() for batch in seen for column in batch]
+        found[round(row[0], 2)] = row
+    f, e = (f"how do i bake bread {name}" for name in "fe")
+    for prompt, chosen, rejected in ((f, GOOD, OTHER), (e, OTHER, GOOD)):
+        good, good_len = plain_logps(tiny_llama, prompt, chosen)
+        bad, bad_len = plain_logps(tiny_llama, prompt, rejected)
+        expected = [good, bad, good, bad, good_len, bad_len, 0.0, 1.0]
+        match = min(found.values(), key=lambda row: abs(row[0] - expected[0]))
+        assert match == pytest.approx(expected, abs=1e-3)
+    assert log_of(tmp_path)[0]["loss"] == pytest.approx(
+        -sum((b.chosen - b.rejected).sum().item() for b in seen) / 2, rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("tune", ["lora", "full"])
+def test_training_widens_the_margin_and_the_folder_holds_it(
+    tmp_path: Path, tiny_llama: Path, tune: str
+) -> None:
+    optim = {"lr": 5e-3, "epochs": 6, "schedule": "constant"}
+    train(tmp_path, config_for(tmp_path, MIXED_PAIRS, tiny_llama, tune=tune, optim=optim))
+    log = log_of(tmp_path)
+    assert log[-1]["loss"] < log[0]["loss"]
+    assert log[-1]["reward_margin"] > 0.1
+    assert log[-1]["accuracy"] > 0.8
+    assert (tmp_path / "out" / "adapter_model.safetensors").exists() == (tune == "lora")
+    ids = torch.tensor([[5, 9, 30, 31]])
+    with torch.no_grad():
+        tuned = load_causal(tmp_path / "out", device="cpu").model(ids).logits
+        base = load_causal(tiny_llama, device="cpu").model(ids).logits
+    assert (tuned - base).abs().max() > 1e-2
+    assert "aligned by safe_dpo on 6 pairs" in (tmp_path / "out" / "card.md").read_text().lower()
+    assert not list(tmp_path.rglob("*.bin"))
+
+
+class KilledError(Exception):
+    """Stands for kill -9: nothing of ours runs after it."""
+
+
+def dies_at(step: int) -> Loss:
+    left = iter(range(step))
+
+    def loss(pairs: PairLogps) -> Tensor:
+        if next(left, None) is None:
+            raise KilledError
+        return dpo(pairs)
+
+    return loss
+
+
+LONG: dict[str, Any] = {
+    "objective": "dpo",
+    "lora": {"rank": 4, "dropout": 0.3},
+    "optim": {"lr": 1e-2, "batch_size": 2, "epochs": 4, "checkpoint_every": 3},
+}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
+    """A run of 12 steps that nobody killed."""
+    place = tmp_path_factory.mktemp("whole")
+    train(place, config_for(place, MIXED_PAIRS, tiny_llama, **LONG))
+    return place
+
+
+def killed(place: Path, model: Path) -> PreferenceConfig:
+    config = config_for(place, MIXED_PAIRS, model, **LONG)
+    with pytest.raises(KilledError):
+        train(place, config, dies_at(8))
+    assert not (place / "out" / "manifest.json").exists()
+    return config
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(tmp_path: Path, tiny_llama: Path, whole: Path) -> None:
+    config = killed(tmp_path, tiny_llama)
+    assert train(tmp_path, config).manifest.attempts == 2
+    ours, theirs = (load_file(p / "out" / "adapter_model.safetensors") for p in (tmp_path, whole))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert [entry["loss"] for entry in log_of(tmp_path)] == [entry["loss"] for entry in log_of(whole)]
+    assert not (tmp_path / "out" / "scratch").exists()
+
+
+def test_the_reference_is_not_computed_again(tmp_path: Path, tiny_llama: Path, whole: Path) -> None:
+    config = killed(tmp_path, tiny_llama)
+    path = tmp_path / "out" / "scratch" / "reference.safetensors"
+    reference = load_file(path)["logps"]
+    shifted = reference.clone()
+    shifted[0::2] -= 50.0  # had it been computed again, this would not be seen
+    save_file({"logps": shifted}, path)
+    train(tmp_path, config)
+    ours, theirs = ([entry["reward_margin"] for entry in log_of(p)] for p in (tmp_path, whole))
+    assert ours[:6] == theirs[:6]
+    assert all(mine > other + 1.0 for mine, other in zip(ours[6:], theirs[6:], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"objective_params": {"bta": 1.0}}, r"'safe_dpo' takes no 'bta' \(did you mean 'beta'\?\)"),
+        ({"objective": "safedpo"}, r"no objective 'safedpo' \(did you mean 'safe_dpo'\?\)"),
+    ],
+)
+def test_a_mistake_in_the_objective_is_one_line(
+    tmp_path: Path, tiny_llama: Path, settings: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ConfigError, match=says) as caught:
+        train(tmp_path, config_for(tmp_path, SAFE_PAIRS, tiny_llama, **settings))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out" / "started.json").exists()
+
+
+def test_nothing_left_is_an_error_that_says_why(tmp_path: Path, tiny_llama: Path) -> None:
+    with pytest.raises(DataError, match=r"pairs: none is left to train on \(1 both unsafe\)"):
+        train(tmp_path, config_for(tmp_path, [pair("u", 0, (False, False))], tiny_llama))

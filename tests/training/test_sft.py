@@ -1,0 +1,109 @@
+"""Fine-tuning: the loss is that of the library on response tokens, and unsafe responses teach nothing."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from equipoise.data.io import write_records
+from equipoise.errors import DataError
+from equipoise.lineage import Outcome, produce
+from equipoise.models.backbone import load_causal
+from equipoise.records import Exchange
+from equipoise.training.sft import TRAIN_SFT, SftConfig, SftOptim
+
+
+def exchange(number: int, response: str, is_safe: bool | None = True) -> Exchange:
+    return Exchange(
+        id=f"e{number}",
+        prompt=f"how do i bake bread {number}",
+        response=response,
+        is_safe=is_safe,
+        licence="CC0-1.0",
+    )
+
+
+SAFE = [
+    exchange(0, "mix flour and water"),
+    exchange(1, "wait"),
+    exchange(2, "mix flour, water, salt and yeast, then wait until the dough has doubled"),
+    exchange(3, "take a warm coat", None),
+]
+UNSAFE = exchange(4, "a bad answer", False)
+
+
+def train(place: Path, rows: list[Exchange], model: Path, **settings: Any) -> Outcome:
+    write_records(place / "rows.jsonl", rows)
+    optim = SftOptim(**({"device": "cpu", "batch_size": 8} | settings.pop("optim", {})))
+    config = SftConfig(exchanges=(place / "rows.jsonl",), model=str(model), optim=optim, **settings)
+    return produce(place / "sft", TRAIN_SFT, config)
+
+
+def losses(place: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (place / "sft" / "log.jsonl").read_text().splitlines()]
+
+
+@torch.no_grad()
+def cross_entropies(folder: Path, rows: list[Exchange]) -> torch.Tensor:
+    """Loss of every response token and of the token that ends the turn, one exchange at a time."""
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    found = []
+    for row in rows:
+        start = f"<|im_start|>user\n{row.prompt}<|im_end|>\n<|im_start|>assistant\n"
+        prompt = tokenizer(start, add_special_tokens=False)["input_ids"]
+        answer = tokenizer(row.response + "<|im_end|>", add_special_tokens=False)["input_ids"]
+        ids = torch.tensor([prompt + answer])
+        logps = torch.log_softmax(model(ids).logits[0, :-1], dim=-1)
+        found.append(-logps.gather(1, ids[0, 1:, None])[len(prompt) - 1 :, 0])
+    return torch.cat(found)
+
+
+@pytest.mark.parametrize("tokens", [40, 10_000])
+def test_the_first_loss_is_the_mean_over_all_response_tokens(
+    tmp_path: Path, tiny_llama: Path, tokens: int
+) -> None:
+    train(tmp_path, SAFE, tiny_llama, optim={"tokens_per_micro_batch": tokens})
+    expected = cross_entropies(tiny_llama, SAFE).mean().item()
+    assert losses(tmp_path)[0] == pytest.approx(expected, rel=1e-5)
+
+
+def test_unsafe_and_long_responses_are_left_out_and_counted(tmp_path: Path, tiny_llama: Path) -> None:
+    rows = [*SAFE, UNSAFE, exchange(5, "water " * 100)]
+    outcome = train(tmp_path, rows, tiny_llama, max_tokens=80)
+    assert outcome.manifest.notes["rows"] == 4
+    assert outcome.manifest.notes["left_out"] == {"unsafe": 1, "over 80 tokens": 1}
+    assert losses(tmp_path)[0] == pytest.approx(cross_entropies(tiny_llama, SAFE).mean().item(), rel=1e-5)
+
+
+def test_unsafe_responses_are_learned_if_asked(tmp_path: Path, tiny_llama: Path) -> None:
+    train(tmp_path, [*SAFE, UNSAFE], tiny_llama, include_unsafe=True)
+    expected = cross_entropies(tiny_llama, [*SAFE, UNSAFE]).mean().item()
+    assert losses(tmp_path)[0] == pytest.approx(expected, rel=1e-5)
+
+
+def test_nothing_left_is_an_error_that_says_why(tmp_path: Path, tiny_llama: Path) -> None:
+    with pytest.raises(DataError, match=r"exchanges: none is left to train on .*unsafe") as caught:
+        train(tmp_path, [UNSAFE], tiny_llama)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("tune", ["lora", "full"])
+def test_what_was_learned_is_in_the_folder(tmp_path: Path, tiny_llama: Path, tune: str) -> None:
+    optim = {"lr": 1e-2, "epochs": 12, "schedule": "constant"}
+    train(tmp_path, SAFE, tiny_llama, tune=tune, optim=optim)
+    log = losses(tmp_path)
+    assert log[-1] < 0.7 * log[0]
+    folder = tmp_path / "sft"
+    if tune == "lora":
+        merged = load_causal(folder, device="cpu", merge=True)
+        merged.model.save_pretrained(tmp_path / "merged")
+        merged.tokenizer.save_pretrained(tmp_path / "merged")
+        folder = tmp_path / "merged"
+    after = cross_entropies(folder, SAFE).mean().item()
+    assert after < log[0]
+    assert after == pytest.approx(log[-1], rel=0.3)  # the last loss was measured before the last step
+    assert "fine-tuned on 4 responses" in (tmp_path / "sft" / "card.md").read_text().lower()
+    assert not list(tmp_path.rglob("*.bin"))
