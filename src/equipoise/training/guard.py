@@ -116,9 +116,10 @@ def train_guard(config: GuardConfig, run: Run) -> None:
     exchanges = read_exchanges(config.exchanges, config.pairs)
     run.licences |= {record.licence for record in exchanges}
     texts, targets, kinds = guard_rows(exchanges, taxonomy)
+    backbone = load_encoder(config.backbone, device=config.optim.device)
     card = GuardCard(
         taxonomy=taxonomy,
-        backbone=config.backbone,
+        backbone=str(backbone.model.name_or_path),  # a folder's is absolute
         layers=config.layers,
         hidden=config.hidden,
         dropout=config.dropout,
@@ -129,12 +130,12 @@ def train_guard(config: GuardConfig, run: Run) -> None:
         refusal_threshold=config.refusal_threshold,
     )
     torch.manual_seed(config.optim.seed)
-    model = GuardModel(card, load_encoder(config.backbone, device=config.optim.device))
+    model = GuardModel(card, backbone)
     pairs = [encode_pair(model.tokenizer, text) for text in texts]
     fit(_task(model, pairs, targets, config.tune), config.optim, run, label="training guard")
     model.save(run.out)
     run.notes |= {"rows": len(texts), "truncated": sum(pair.truncated for pair in pairs)}
-    model_card(run, "Guard", card.backbone, f"{len(taxonomy.names)} categories of {taxonomy.name}")
+    model_card(run, "Guard", config.backbone, f"{len(taxonomy.names)} categories of {taxonomy.name}")
 
 
 def guard_rows(

@@ -119,8 +119,9 @@ def train_scorer(config: ScorerConfig, run: Run) -> None:
     pairs = [record for path in config.pairs for record in read_records(path, Pair)]
     run.licences |= {record.licence for record in pairs}
     labels, trained = pair_labels(pairs)
+    backbone = load_trunk(config.trunk, config.backbone, config.optim.device)
     card = ScorerCard(
-        backbone=config.backbone,
+        backbone=str(backbone.model.name_or_path),  # a folder's is absolute
         trunk=config.trunk,
         layers=config.layers,
         hidden=config.hidden,
@@ -129,7 +130,7 @@ def train_scorer(config: ScorerConfig, run: Run) -> None:
         trained=trained,
     )
     torch.manual_seed(config.optim.seed)
-    model = ScorerModel(card, load_trunk(config.trunk, config.backbone, config.optim.device))
+    model = ScorerModel(card, backbone)
     if config.tune == "frozen":
         model.trunk.requires_grad_(False)
     fit(_task(model, pairs, labels, config), config.optim, run, label="training scorer")
@@ -138,7 +139,7 @@ def train_scorer(config: ScorerConfig, run: Run) -> None:
     model_card(
         run,
         "Scorer",
-        card.backbone,
+        config.backbone,
         f"scores {' and '.join(trained)} of a response",
         {"reward": card.reward_polarity, "cost": card.cost_polarity},
     )
