@@ -46,8 +46,11 @@ $(DOCS_READY): pyproject.toml
 	$(PIP) install --constraint constraints.txt --editable '.[docs]'
 	@touch $@
 
-bench: $(READY)  ## Run every benchmark; the numbers go to benchmarks/results/.
-	@set -e; for script in benchmarks/*.py; do echo "$$script"; $(BIN)/python "$$script"; done
+bench: $(READY)  ## Run every benchmark into benchmarks/results/; DATA=DIR adds the run on real rows.
+	$(BIN)/equipoise models install smollm2-135m minilm
+	$(BIN)/python benchmarks/help.py
+	$(BIN)/python benchmarks/demo_guard.py
+	$(BIN)/python benchmarks/recipes.py $(if $(DATA),--data $(DATA))
 
 help:  ## List these targets.
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name what; do \

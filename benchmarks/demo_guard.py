@@ -91,6 +91,7 @@ def main() -> None:
         "versions": versions(),
     }
     path = HERE / "results" / "demo_guard.json"
+    path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
     print(json.dumps(result, indent=1))
 

@@ -34,6 +34,7 @@ def main() -> None:
     result = {"seconds": medians, "ratio": round(ours / theirs, 2), "runs": RUNS}
     result |= {"processor": processor(), "versions": versions()}
     path = Path(__file__).parent / "results" / "help.json"
+    path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
     print(json.dumps(result["seconds"] | {"ratio": result["ratio"]}))
 

@@ -59,6 +59,7 @@ def main() -> None:
     parser.add_argument("--data", help="folder with the rows of pku-saferlhf-small")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="where the runs lie")
     arguments = parser.parse_args()
+    RESULTS.mkdir(exist_ok=True)
     wanted = {"quickstart": []}
     if arguments.data:
         wanted["pku-saferlhf-small"] = [f"data.dir={arguments.data}"]

@@ -12,7 +12,7 @@ import platform
 import resource
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -94,11 +94,7 @@ class Outcome(NamedTuple):
 def produce(out: Path, step: Step, config: Config, *, force: bool = False) -> Outcome:
     """Run `step` into `out`, unless the same run is complete there.
 
-    Args:
-        out: A folder, or the file to write.
-        step: What to run.
-        config: Its settings.
-        force: Do it again although it is done, and take the place of another run.
+    `force` does it again although it is done, and takes the place of another run.
 
     Raises:
         ConfigError: `out` holds another run and `force` is not set, or files that are no run's.
@@ -123,12 +119,15 @@ def produce(out: Path, step: Step, config: Config, *, force: bool = False) -> Ou
     scratch.mkdir(exist_ok=True)
     write_text(started, json.dumps({"key": key, "step": step.name, "attempts": attempts}))
     run = Run(out, scratch)
+    run.licences |= inherited_licences(inputs.values())
     wall, cpu = time.monotonic(), cpu_seconds()
     try:
         step.build(config, run)
     except EquipoiseError:
         if not any(path != started for path in scratch.rglob("*")):  # nothing was done: leave no trace
             _tidy(scratch, started)
+            if out.is_dir() and not any(out.iterdir()):
+                out.rmdir()
         raise
     if not step.writes_file:
         write_text(out / "config.yaml", to_yaml(settings))
@@ -156,11 +155,7 @@ def produce(out: Path, step: Step, config: Config, *, force: bool = False) -> Ou
 
 
 def identify(step: Step, config: Config) -> tuple[str, dict[str, Source]]:
-    """Return the key of a run, and its inputs by setting.
-
-    The key is made of the step, its version, the settings and the content of the inputs; where the
-    inputs lie does not matter.
-    """
+    """Return the key of a run (step, version, settings, content of the inputs), and its inputs by setting."""
     inputs = {
         name: Source(path=str(path), sha256=content_hash(path)) for name, path in find_inputs(config).items()
     }
@@ -169,6 +164,16 @@ def identify(step: Step, config: Config) -> tuple[str, dict[str, Source]]:
         _replace(settings, name, source.sha256)
     identity = json.dumps({"step": step.name, "version": step.version, "config": settings}, sort_keys=True)
     return hashlib.sha256(identity.encode()).hexdigest(), inputs
+
+
+def inherited_licences(inputs: Iterable[Source]) -> set[str]:
+    """Return the licences that the manifests of inputs name: of a folder, a file, or what lies in a run."""
+    found: set[str] = set()
+    for path in (Path(source.path) for source in inputs):
+        above = [folder / "manifest.json" for folder in (path, *list(path.parents)[:2])]
+        places = [place for place in (manifest_of(path, is_file=True), *above) if place.is_file()]
+        found |= {name for place in places[:1] for name in read_manifest(place).licences}
+    return found
 
 
 def manifest_of(out: Path, *, is_file: bool) -> Path:
@@ -185,10 +190,7 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def content_hash(path: Path) -> str:
-    """Sha256 of a file, of a folder's files and names, or of the bare name if nothing is there.
-
-    Of a folder with a manifest the outputs count, so that times and paths do not matter.
-    """
+    """Sha256 of a file, of a folder's files (its outputs, if it is a run), or of a name that is no path."""
     if path.is_file():
         return hash_file(path)
     if not path.is_dir():

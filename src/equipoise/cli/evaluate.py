@@ -10,6 +10,10 @@ from equipoise.extras import require
 
 _SHOWN = 5
 
+Mismatch = Annotated[
+    bool, typer.Option("--allow-mismatch", help="Go on although judges or suites differ; it is said.")
+]
+
 
 def evaluate(
     *,
@@ -55,10 +59,8 @@ def compare(
     before: Annotated[Path, typer.Argument(help="Folder of the evaluation before.")],
     after: Annotated[Path, typer.Argument(help="Folder of the evaluation after.")],
     out: Annotated[Path | None, typer.Option("--out", help="Folder to write the comparison to.")] = None,
-    force: Annotated[
-        bool,
-        typer.Option("--force", help="Compare although judges or suites differ; replace what is in --out."),
-    ] = False,
+    allow_mismatch: Mismatch = False,
+    force: ForceFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Compare two evaluations of the same prompts, paired row by row."""
@@ -68,9 +70,10 @@ def compare(
     from equipoise.evaluation.rows import load_runs
     from equipoise.lineage import produce
 
-    comparison = compare_runs(*load_runs([before, after]), allow_mismatch=force)
+    comparison = compare_runs(*load_runs([before, after]), allow_mismatch=allow_mismatch)
     if out:
-        produce(out, COMPARE, CompareConfig(before=before, after=after, allow_mismatch=force), force=force)
+        settings = CompareConfig(before=before, after=after, allow_mismatch=allow_mismatch)
+        produce(out, COMPARE, settings, force=force)
     emit(plain(comparison), as_json, comparison_text(comparison))
 
 
@@ -84,10 +87,8 @@ def report(
     ] = None,
     examples: Annotated[int | None, typer.Option(min=0, help="Prompts shown, collapsed.")] = None,
     lineage: Annotated[list[Path] | None, typer.Option(help="More run folders for the lineage.")] = None,
-    force: Annotated[
-        bool,
-        typer.Option("--force", help="Report together although judges or suites differ; replace --out."),
-    ] = False,
+    allow_mismatch: Mismatch = False,
+    force: ForceFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Write the report of one or more evaluations as a page that needs nothing from outside."""
@@ -102,7 +103,7 @@ def report(
         "lineage": lineage,
         "title": title,
         "examples": examples,
-        "allow_mismatch": force,
+        "allow_mismatch": allow_mismatch,
     }
     data = {name: value for name, value in given.items() if value is not None}
     settings = parse_config(ReportConfig, data, "command line")

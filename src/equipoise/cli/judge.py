@@ -42,6 +42,10 @@ def moderate(
             "moderate: no guard given; expected --guard DIR, written by `equipoise train guard`"
         )
     if text is not None:
+        if file is not None or out is not None or set_:
+            raise ConfigError("moderate: got a text and --file, --out or --set; expected one or the other")
+        if not text.strip():
+            raise ConfigError("moderate: the text is empty")
         found = judge_texts(load_guard(guard), [TextPair(text, response)])[0]
         emit(found, as_json, _verdict_text(found))
         return

@@ -10,7 +10,7 @@ import json
 import math
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -85,6 +85,21 @@ def file_format(path: Path) -> str:
     raise DataError(f"{path}: no known data file, got suffix '{path.suffix}'; expected {', '.join(SUFFIXES)}")
 
 
+def column_names(names: Iterable[str]) -> str:
+    """List columns; what is no plain name (the text of a row, in a file without a header) is counted only.
+
+    >>> column_names(["prompt", "How do I do it?"])
+    'prompt and 1 that is no plain name'
+    """
+    given = list(names)
+    plain = [name for name in given if len(name) <= 40 and name.replace(".", "_").isidentifier()]
+    odd = len(given) - len(plain)
+    shown = ", ".join(plain) or "none"
+    return (
+        f"{shown} and {odd} that {'is no plain name' if odd == 1 else 'are no plain names'}" if odd else shown
+    )
+
+
 def kind_and_size(value: object) -> str:
     """Say what a value is without showing it.
 
@@ -117,7 +132,7 @@ def show(value: object) -> str:
 def _renamed(row: Row, columns: Mapping[str, str]) -> Row:
     missing = [name for name in columns if name not in row.values]
     if missing:
-        known = ", ".join(row.values)
+        known = column_names(row.values)
         raise DataError(f"{row.path}:{row.line}: no column '{missing[0]}' to rename; it has: {known}")
     return row._replace(values={columns.get(name, name): value for name, value in row.values.items()})
 

@@ -97,7 +97,7 @@ def compare(before: EvaluationRun, after: EvaluationRun, *, allow_mismatch: bool
     if mismatches and not allow_mismatch:
         raise ConfigError(
             f"{before.name} and {after.name} do not compare: {'; '.join(mismatches)}"
-            " (evaluate both alike, or give --force)"
+            " (evaluate both alike, or give --allow-mismatch)"
         )
     a, b = pair(before, after)
     limit = limit_of(a)

@@ -94,7 +94,7 @@ def measure_guard(
         boot(lambda rows: auroc(theirs[rows], unsafe[rows])),
         boot(lambda rows: auroc(ours[rows], unsafe[rows]) - auroc(theirs[rows], unsafe[rows])),
         boot(lambda rows: f1(flagged[rows], unsafe[rows])),
-        bootstrap_mean(flagged[safe_rows].astype(float), [prompts[i] for i in safe_rows]),
+        bootstrap_mean(flagged[safe_rows].astype(float), [prompts[i] for i in safe_rows], draws=draws),
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from equipoise.config import Config, InputPath, ModelRef
@@ -60,6 +60,12 @@ class GuardConfig(Config):
     refusal_threshold: float = Field(default=0.5, ge=0, le=1)
     """On P(partial or full); below it a response counts as no refusal."""
     optim: GuardOptim = GuardOptim()
+
+    @model_validator(mode="after")
+    def _has_data(self) -> "GuardConfig":
+        if not self.exchanges and not self.pairs:
+            raise ValueError("expected exchanges (--data), pairs, or both")
+        return self
 
 
 class GuardTargets(NamedTuple):

@@ -40,6 +40,7 @@ def save_policy(backbone: Backbone, policy: nn.Module, folder: Path) -> None:
             config.base_model_name_or_path = backbone.model.name_or_path  # a folder's is absolute
         # embeddings are not trained, and to find that out peft would ask the hub
         model.save_pretrained(folder, save_embedding_layers=False)
+        (folder / "README.md").unlink(missing_ok=True)  # peft's blank card; ours is card.md
     else:
         backbone.tokenizer.save_pretrained(folder)
         with quiet():

@@ -76,7 +76,11 @@ def hub_rows(
         from datasets import load_dataset
     except ImportError as exc:
         raise MissingExtraError(f"reading '{hub_id}' from the hub", "hub") from exc
-    data = load_dataset(hub_id, subset, split=split, revision=revision)
+    try:
+        data = load_dataset(hub_id, subset, split=split, revision=revision)
+    except (OSError, ValueError) as exc:  # no network, no such data set, no such split
+        reason = str(exc).strip().split("\n")[0][:200]
+        raise DataError(f"'{hub_id}': no file here and not to be had from the hub: {reason}") from exc
     for number, values in enumerate(data, start=1):
         yield Row(f"hub:{hub_id}", number, plain(values))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from equipoise.data.io import parse_record
-from equipoise.data.rows import LineError, Row, file_format, show
+from equipoise.data.rows import LineError, Row, column_names, file_format, show
 from equipoise.errors import near
 from equipoise.records import Record
 from equipoise.taxonomy import Taxonomy, load_taxonomy
@@ -84,7 +84,7 @@ class Columns:
         """Refuse a row that lacks one of the columns."""
         for name in names:
             if name not in self.row.values:
-                raise self.error(name, f"no such column; it has: {', '.join(self.row.values)}")
+                raise self.error(name, f"no such column; it has: {column_names(self.row.values)}")
 
     def rest(self) -> dict[str, Any]:
         """Return the columns that nobody took; empty cells of Parquet and CSV are left out."""
