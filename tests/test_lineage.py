@@ -149,6 +149,24 @@ def test_a_place_that_is_no_run_is_refused(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text("utf-8") == "mine"
 
 
+def test_licences_follow_from_what_a_run_reads(tmp_path: Path) -> None:
+    def gives(config: Settings, run: Run) -> None:
+        (run.out / "rows.jsonl").write_text("{}", "utf-8")
+        run.licences.add("CC-BY-NC-4.0")
+
+    def takes(config: "Reads", run: Run) -> None:
+        (run.out / "result").write_text("", "utf-8")
+        run.licences.add("MIT")
+
+    class Reads(Config):
+        data: InputPath
+
+    produce(tmp_path / "first", Step("gives", 1, gives), Settings())
+    for number, place in enumerate((tmp_path / "first", tmp_path / "first" / "rows.jsonl")):
+        made = produce(tmp_path / f"next{number}", Step("takes", 1, takes), Reads(data=place))
+        assert made.manifest.licences == ["CC-BY-NC-4.0", "MIT"]
+
+
 def test_an_empty_folder_is_a_place_to_write_to(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     assert not produce(tmp_path / "out", STEP, Settings()).skipped

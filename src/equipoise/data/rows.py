@@ -86,18 +86,12 @@ def file_format(path: Path) -> str:
 
 
 def column_names(names: Iterable[str]) -> str:
-    """List columns; what is no plain name (the text of a row, in a file without a header) is counted only.
+    """List columns that are plain names; the header of a file without one is the text of a row.
 
     >>> column_names(["prompt", "How do I do it?"])
-    'prompt and 1 that is no plain name'
+    'prompt, ...'
     """
-    given = list(names)
-    plain = [name for name in given if len(name) <= 40 and name.replace(".", "_").isidentifier()]
-    odd = len(given) - len(plain)
-    shown = ", ".join(plain) or "none"
-    return (
-        f"{shown} and {odd} that {'is no plain name' if odd == 1 else 'are no plain names'}" if odd else shown
-    )
+    return ", ".join(n if n.replace(".", "_").isidentifier() and len(n) <= 40 else "..." for n in names)
 
 
 def kind_and_size(value: object) -> str:
@@ -130,8 +124,7 @@ def show(value: object) -> str:
 
 
 def _renamed(row: Row, columns: Mapping[str, str]) -> Row:
-    missing = [name for name in columns if name not in row.values]
-    if missing:
+    if missing := [name for name in columns if name not in row.values]:
         known = column_names(row.values)
         raise DataError(f"{row.path}:{row.line}: no column '{missing[0]}' to rename; it has: {known}")
     return row._replace(values={columns.get(name, name): value for name, value in row.values.items()})
