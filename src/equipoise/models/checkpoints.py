@@ -77,14 +77,15 @@ def load_card(folder: Path, kind: type[C]) -> C:
     if not path.exists():
         raise ModelError(f"{folder}: no model.json; expected a folder written by `equipoise train`")
     try:
-        text = path.read_text("utf-8")
-        held, wanted = json.loads(text).get("kind"), kind.model_fields["kind"].default
-        if held != wanted:
-            raise ModelError(f"{folder}: holds {held or 'no model of ours'}; expected {wanted}")
-        return kind.model_validate_json(text)
-    except (ValidationError, UnicodeDecodeError) as exc:
-        reason = explain(str(path), kind, exc) if isinstance(exc, ValidationError) else f"{path}: not UTF-8"
-        raise ModelError(reason) from exc
+        return kind.model_validate_json(path.read_text("utf-8"))
+    except UnicodeDecodeError as exc:
+        raise ModelError(f"{path}: not UTF-8") from exc
+    except ValidationError as exc:
+        for error in exc.errors():
+            if error["loc"] == ("kind",) and error["type"] == "literal_error":
+                expected = error["ctx"]["expected"].strip("'")
+                raise ModelError(f"{path}: kind: holds {error['input']}; expected {expected}") from exc
+        raise ModelError(explain(str(path), kind, exc)) from exc
 
 
 def seal(folder: Path) -> None:
