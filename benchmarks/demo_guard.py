@@ -14,18 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import save
 
 from equipoise.data.corpus import corpus, corpus_path
 from equipoise.data.io import write_records
 from equipoise.generation.local import load_generator
 from equipoise.lineage import produce
-from equipoise.machine import processor, versions
 from equipoise.moderation.guard import load_guard
-from equipoise.pipeline import load_recipe
+from equipoise.pipeline.recipe import load_recipe
 from equipoise.protocols import Sampling
 from equipoise.records import Exchange, text_of
 from equipoise.stats import auroc, bootstrap
-from equipoise.training.guard import TRAIN_GUARD, GuardConfig
+from equipoise.training.guard import TRAIN_GUARD, GuardConfig, GuardOptim
 
 HERE = Path(__file__).parent
 FOLDS = 4
@@ -87,12 +87,9 @@ def main() -> None:
         "refused_benign": round(float(refused[~harmful].mean()), 3),
         "labelled_refusal_benign": round(float(is_refusal[~harmful].mean()), 3),
         "settings": settings,
-        "processor": processor(),
-        "versions": versions(),
+        "seed": GuardOptim().seed,
     }
-    path = HERE / "results" / "demo_guard.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    save("demo_guard", result)
     print(json.dumps(result, indent=1))
 
 

@@ -5,9 +5,8 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-from equipoise.machine import processor, versions
+from common import save
 
 RUNS = 15
 COMMANDS = {
@@ -32,10 +31,7 @@ def main() -> None:
     medians = {name: round(statistics.median(values), 4) for name, values in times.items()}
     ours, theirs = (medians[name] for name in COMMANDS)
     result = {"seconds": medians, "ratio": round(ours / theirs, 2), "runs": RUNS}
-    result |= {"processor": processor(), "versions": versions()}
-    path = Path(__file__).parent / "results" / "help.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    save("help", result)
     print(json.dumps(result["seconds"] | {"ratio": result["ratio"]}))
 
 

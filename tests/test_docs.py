@@ -122,7 +122,7 @@ def test_the_recipe_of_the_demo_is_there() -> None:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
 def test_a_recipe_loads(path: Path) -> None:
-    from equipoise.pipeline import load_recipe
+    from equipoise.pipeline.recipe import load_recipe
 
     assert load_recipe(path).steps
 

@@ -157,17 +157,20 @@ def _types(annotation: Any) -> list[Any]:
     return [annotation, *(leaf for arg in get_args(annotation) for leaf in _types(arg))]
 
 
-def find_inputs(config: BaseModel, prefix: str = "") -> dict[str, Path]:
+def find_inputs(
+    config: BaseModel, prefix: str = "", *, exists: Callable[[Path], bool] = Path.exists
+) -> dict[str, Path]:
     """Return the settings marked as inputs, by dotted name; those that are None are left out.
 
-    A model reference that is no path on this disk (`minilm`, a hub id) is identified by its name.
+    A model reference that is no path on this disk (`minilm`, a hub id) is identified by its name. A path
+    of which `exists` is false raises DataError; a recipe knows of files that are yet to be made.
     """
     found: dict[str, Path] = {}
     hints = get_type_hints(type(config), include_extras=True)
     for name in type(config).model_fields:
         value = getattr(config, name)
         if isinstance(value, BaseModel):
-            found |= find_inputs(value, f"{prefix}{name}.")
+            found |= find_inputs(value, f"{prefix}{name}.", exists=exists)
         elif value is not None and _marked(hints[name]):
             items = (
                 value.items()
@@ -176,7 +179,7 @@ def find_inputs(config: BaseModel, prefix: str = "") -> dict[str, Path]:
             )
             for part, item in items:
                 where = prefix + name + ("" if part is None else f".{part}")
-                if isinstance(item, Path) and not item.exists():
+                if isinstance(item, Path) and not exists(item):
                     raise DataError(f"{where}: {item}: no such file or folder")
                 found[where] = Path(item)
     return found

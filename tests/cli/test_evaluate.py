@@ -1,12 +1,12 @@
 """`evaluate`, `compare` and `report` as a user types them, on a tiny model with random weights."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
-from equipoise.cli.main import app
 from equipoise.data.io import write_records
 from equipoise.errors import ConfigError, DataError, EquipoiseError
 from equipoise.lineage import produce
@@ -15,19 +15,12 @@ from equipoise.training.guard import TRAIN_GUARD, GuardConfig, GuardOptim
 from equipoise.training.scorer import TRAIN_SCORER, ScorerConfig, ScorerOptim
 
 SECRET = "a question with the word marmalade"
-
-
-def ask(*words: object) -> str:
-    """Run the command and return what it prints on stdout; its mistakes are raised."""
-    result = CliRunner().invoke(app, [str(word) for word in words])
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == 0, result.output
-    return result.stdout
+Ask = Callable[..., str]
+Tell = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path, tiny_llama: Path) -> Path:
+def shop(ask: Ask, tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path, tiny_llama: Path) -> Path:
     """A folder with a guard, a scorer, a file of prompts, and two finished evaluations."""
     place = tmp_path_factory.mktemp("shop")
     exchanges = [
@@ -90,13 +83,13 @@ def test_evaluate_judges_every_response(shop: Path) -> None:
     assert all(row["words"] == len(row["response"].split()) for row in rows)
 
 
-def test_evaluate_twice_does_nothing_the_second_time(shop: Path, tiny_llama: Path) -> None:
-    found = json.loads(ask(*evaluation(shop, tiny_llama, "a"), "--set", "seed=0", "--json"))
+def test_evaluate_twice_does_nothing_the_second_time(tell: Tell, shop: Path, tiny_llama: Path) -> None:
+    found = tell(*evaluation(shop, tiny_llama, "a"), "--set", "seed=0")
     assert found["skipped"] is True
     assert found["metrics"]["prompts"] == {"all": 7, "harmful": 4, "benign": 3}
 
 
-def test_texts_show_only_when_asked_for(shop: Path, tiny_llama: Path) -> None:
+def test_texts_show_only_when_asked_for(ask: Ask, shop: Path, tiny_llama: Path) -> None:
     common = [*evaluation(shop, tiny_llama, "strict"), "--force"]
     quiet, json_text = ask(*common), ask(*common, "--json")
     assert "Harmful responses to harmful prompts" in quiet
@@ -106,7 +99,7 @@ def test_texts_show_only_when_asked_for(shop: Path, tiny_llama: Path) -> None:
     assert (SECRET in shown) == any(not row["is_safe"] for row in rows)
 
 
-def test_compare_prints_paired_differences(shop: Path) -> None:
+def test_compare_prints_paired_differences(ask: Ask, shop: Path) -> None:
     text = ask("compare", shop / "a", shop / "b")
     assert "a -> b: 14 responses to 7 prompts, paired" in text
     assert "note: seed was 0 before and 1 after" in text
@@ -115,13 +108,13 @@ def test_compare_prints_paired_differences(shop: Path) -> None:
     assert json.loads((shop / "comparison" / "comparison.json").read_text()) == found
 
 
-def test_report_writes_a_page_and_names_it(shop: Path) -> None:
+def test_report_writes_a_page_and_names_it(ask: Ask, tell: Tell, shop: Path) -> None:
     page = shop / "report.html"
     text = ask("report", shop / "a", shop / "b", "--out", page, "--label", "base", "--label", "tuned")
     assert text.splitlines()[-1] == str(page)
     html = page.read_text("utf-8")
     assert "train.guard" in html  # the chain is followed back from the evaluations
-    found = json.loads(ask("report", shop / "a", "--out", shop / "r", "--json"))
+    found = tell("report", shop / "a", "--out", shop / "r")
     assert found["out"] == str(shop / "r" / "report.html")
     assert found["runs"][0]["name"] == "a"
 
@@ -136,7 +129,9 @@ def test_report_writes_a_page_and_names_it(shop: Path) -> None:
         (["report", "nowhere", "--out", "x.html"], DataError, "nowhere: no such file or folder"),
     ],
 )
-def test_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words, kind, says) -> None:
+def test_mistakes_are_one_line(
+    *, ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], kind: Any, says: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(kind, match=says) as caught:
         ask(*words)

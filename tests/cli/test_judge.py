@@ -1,14 +1,14 @@
 """`moderate`, `refusals` and `score` as a user types them."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
-from equipoise.cli.main import app
 from equipoise.errors import ConfigError, DataError, ModelError
 from equipoise.models.backbone import load_encoder
 from equipoise.models.guard import GuardCard, GuardModel
@@ -16,16 +16,20 @@ from equipoise.models.scorer import ScorerCard, ScorerModel
 from equipoise.taxonomy import load_taxonomy
 
 SECRET = "marmalade"
+Call = Callable[..., Result]
 NAMES = load_taxonomy("pku19").names
 
 
-def call(*words: object) -> Result:
-    """Run the command; its mistakes are raised, texts never show."""
-    result = CliRunner().invoke(app, [str(word) for word in words])
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert SECRET not in result.output
-    return result
+@pytest.fixture
+def call(call: Call) -> Call:
+    """Run a command; texts never show."""
+
+    def run(*words: object) -> Result:
+        result = call(*words)
+        assert SECRET not in result.output
+        return result
+
+    return run
 
 
 def save_guard(folder: Path, encoder: Path, severity: tuple[float, float, float]) -> None:
@@ -59,7 +63,7 @@ def models(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Path
     save_guard(place / "strict", tiny_encoder, (3.0, 3.0, -3.0))
     save_guard(place / "kind", tiny_encoder, (-3.0, 0.0, 0.0))
     card = ScorerCard(
-        backbone=str(tiny_encoder), trunk="encoder", layers=2, hidden=4, trained=("reward", "cost")
+        backbone=str(tiny_encoder), trunk="pooled", layers=2, hidden=4, trained=("reward", "cost")
     )
     scorer = ScorerModel(card, load_encoder(tiny_encoder, device="cpu"))
     scorer.trunk.requires_grad_(False)
@@ -83,7 +87,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_one_text_gets_a_verdict_and_is_not_repeated(models: Path) -> None:
+def test_one_text_gets_a_verdict_and_is_not_repeated(call: Call, models: Path) -> None:
     shown = call("moderate", f"{SECRET} please", "--guard", models / "strict")
     assert shown.exit_code == 0
     first, second = shown.stdout.splitlines()
@@ -92,7 +96,7 @@ def test_one_text_gets_a_verdict_and_is_not_repeated(models: Path) -> None:
     assert call("moderate", SECRET, "--guard", models / "kind").stdout == "prompt: safe (P(unsafe) 0.047)\n"
 
 
-def test_one_text_as_json(models: Path) -> None:
+def test_one_text_as_json(call: Call, models: Path) -> None:
     words = ["moderate", "hi", "--response", SECRET, "--guard", models / "strict", "--json"]
     found = json.loads(call(*words).stdout)
     assert found["target"] == "response"
@@ -101,7 +105,7 @@ def test_one_text_as_json(models: Path) -> None:
     assert found["truncated"] is False
 
 
-def test_a_text_that_was_cut_is_said_to_be(models: Path) -> None:
+def test_a_text_that_was_cut_is_said_to_be(call: Call, models: Path) -> None:
     shown = call("moderate", f"{SECRET} " * 300, "--guard", models / "kind").stdout
     assert "the text was too long and was judged in part" in shown
 
@@ -114,7 +118,7 @@ COMMANDS: dict[str, tuple[list[str], list[str]]] = {
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_file_is_answered_row_by_row(name: str, models: Path, rows: Path) -> None:
+def test_a_file_is_answered_row_by_row(call: Call, name: str, models: Path, rows: Path) -> None:
     (option, folder), fields = COMMANDS[name]
     out = rows.with_name("out.jsonl")
     words = [name, "--file", rows, "--out", out, option, models / folder]
@@ -129,7 +133,9 @@ def test_a_file_is_answered_row_by_row(name: str, models: Path, rows: Path) -> N
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_bad_lines_stay_in_place_and_the_command_ends_with_one(name: str, models: Path, rows: Path) -> None:
+def test_bad_lines_stay_in_place_and_the_command_ends_with_one(
+    call: Call, name: str, models: Path, rows: Path
+) -> None:
     (option, folder), _ = COMMANDS[name]
     rows.write_text('{"id": "bad"}\n' + rows.read_text())
     out = rows.with_name("out.jsonl")
@@ -139,13 +145,13 @@ def test_bad_lines_stay_in_place_and_the_command_ends_with_one(name: str, models
     assert [list(row)[:2] for row in read(out)] == [["id", "error"], ["id", "prompt"], ["id", "prompt"]]
 
 
-def test_refusals_by_prefix_need_no_guard(rows: Path) -> None:
+def test_refusals_by_prefix_need_no_guard(call: Call, rows: Path) -> None:
     out = rows.with_name("out.jsonl")
     call("refusals", "--file", rows, "--out", out, "--set", "method=prefix")
     assert [row["refusal"] for row in read(out)] == ["full", "none"]
 
 
-def test_refusals_of_the_guard_may_be_partial(models: Path, rows: Path) -> None:
+def test_refusals_of_the_guard_may_be_partial(call: Call, models: Path, rows: Path) -> None:
     out = rows.with_name("out.jsonl")
     call("refusals", "--file", rows, "--out", out, "--guard", models / "kind")
     assert [row["refusal"] for row in read(out)] == ["partial", "partial"]
@@ -173,6 +179,7 @@ def test_refusals_of_the_guard_may_be_partial(models: Path, rows: Path) -> None:
 )
 def test_mistakes_are_one_line(
     *,
+    call: Call,
     models: Path,
     rows: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
+from equipoise import __version__
 from equipoise.cli.main import main
 
 
@@ -59,11 +60,49 @@ def test_what_is_done_ends_with_0(call: Call, rows: Path) -> None:
     assert call("data", "check", rows).code == 0
 
 
-@pytest.mark.parametrize("arguments", [["data", "check", "--fast"], ["dmo"], ["data", "check"]])
-def test_a_wrong_command_line_ends_with_2(call: Call, arguments: list[str]) -> None:
-    ended = call(*arguments)
-    assert ended.code == 2
-    assert "Usage: " in ended.err
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("dmo", "equipoise: no such command 'dmo' (did you mean 'demo'?)"),
+        ("train gard", "equipoise train: no such command 'gard' (did you mean 'guard'?)"),
+        ("data xyzzy", "equipoise data: no such command 'xyzzy'; see equipoise data --help"),
+        ("--versoin", "equipoise: no such option: --versoin (did you mean '--version'?)"),
+        ("data check --jsn a", "equipoise data check: no such option: --jsn (did you mean '--json'?)"),
+        (
+            "data check --fast",
+            "equipoise data check: no such option: --fast; see equipoise data check --help",
+        ),
+        ("data check", "equipoise data check: missing argument 'files'; see equipoise data check --help"),
+        ("data split a", "equipoise data split: missing option '--out'; see equipoise data split --help"),
+        ("demo x", "equipoise demo: got unexpected extra argument(s) (x); see equipoise demo --help"),
+        ("data check --out", "command line: option '--out' requires an argument"),
+        (
+            "data check a --on-contradiction kep",
+            "equipoise data check: invalid value for '--on-contradiction': 'kep' is not one of "
+            "'error', 'drop', 'flip', 'keep' (did you mean 'keep'?)",
+        ),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_and_2(call: Call, arguments: str, says: str) -> None:
+    assert call(*arguments.split()) == (2, "", f"error: {says}\n")
+
+
+def test_a_wrong_value_is_one_line_and_2(call: Call) -> None:
+    ended = call("data", "split", "a\nb", "--out", "c", "--seed", "many")
+    check_one_line(ended, 2, "error: equipoise data split: invalid value for '--seed': ")
+    check_one_line(call("demo", "a\nb"), 2, "unexpected extra argument")
+
+
+@pytest.mark.parametrize("group", [[], ["data"], ["train"]])
+def test_commands_without_a_word_and_help_show_the_help(call: Call, group: list[str]) -> None:
+    shown = call(*group, "--help")
+    assert (shown.code, shown.err) == (0, "")
+    assert shown.out.startswith(f"Usage: {' '.join(['equipoise', *group])} [OPTIONS] COMMAND")
+    assert call(*group) == (2, "", shown.out)
+
+
+def test_the_version_is_printed(call: Call) -> None:
+    assert call("--version") == (0, f"equipoise {__version__}\n", "")
 
 
 def test_a_users_mistake_is_one_line_and_2(call: Call, rows: Path, tmp_path: Path) -> None:

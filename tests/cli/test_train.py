@@ -1,13 +1,13 @@
 """`equipoise train ...` as a user types it, on tiny models."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
+from typer.testing import Result
 
-from equipoise.cli.main import app
 from equipoise.config import read_yaml
 from equipoise.data.io import write_records
 from equipoise.errors import ConfigError, DataError, EquipoiseError
@@ -17,16 +17,20 @@ from equipoise.records import Answer, Exchange, Pair
 from equipoise.rewards.learned import load_scorer
 
 SECRET = "marmalade"
+Call = Callable[..., Result]
 
 
-def ask(*words: object) -> str:
-    """Run the command and return what it prints on stdout; its mistakes are raised."""
-    result = CliRunner().invoke(app, [str(word) for word in words])
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == 0, result.output
-    assert SECRET not in result.output
-    return result.stdout
+@pytest.fixture
+def call(call: Call) -> Call:
+    """Run a command that must succeed; no text of the data may show."""
+
+    def run(*words: object) -> Result:
+        result = call(*words)
+        assert result.exit_code == 0, result.output
+        assert SECRET not in result.output
+        return result
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -75,10 +79,10 @@ def load(name: str, folder: Path) -> Any:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_training_prints_one_object_and_writes_what_loads(
-    name: str, data: Path, tmp_path: Path, request: pytest.FixtureRequest
+    call: Call, name: str, data: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     words = words_for(name, data, tmp_path / "out", request)
-    first = json.loads(ask(*words, "--json"))
+    first = json.loads(call(*words, "--json").stdout)
     assert first["out"] == str(tmp_path / "out")
     assert first["skipped"] is False
     assert first["notes"]["rows"] == COMMANDS[name][4]
@@ -87,24 +91,24 @@ def test_training_prints_one_object_and_writes_what_loads(
     assert {"manifest.json", "config.yaml", "card.md", "log.jsonl"} <= files
     assert not files & {"scratch", "started.json"}
 
-    second = json.loads(ask(*words, "--json"))
+    second = json.loads(call(*words, "--json").stdout)
     assert second == first | {"skipped": True}
-    assert "was done before" in ask(*words)
+    assert "was done before" in call(*words).stdout
 
     with pytest.raises(ConfigError, match="holds another run"):
-        ask(*words, "--set", "optim.seed=5")
-    third = json.loads(ask(*words, "--set", "optim.seed=5", "--force", "--json"))
+        call(*words, "--set", "optim.seed=5")
+    third = json.loads(call(*words, "--set", "optim.seed=5", "--force", "--json").stdout)
     assert third["skipped"] is False
     assert third["key"] != first["key"]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_resolved_settings_repeat_the_run(
-    name: str, data: Path, tmp_path: Path, request: pytest.FixtureRequest
+    call: Call, name: str, data: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    first = json.loads(ask(*words_for(name, data, tmp_path / "a", request), "--json"))
+    first = json.loads(call(*words_for(name, data, tmp_path / "a", request), "--json").stdout)
     again = ["train", name, "--config", tmp_path / "a" / "config.yaml", "--out", tmp_path / "b", "--json"]
-    second = json.loads(ask(*again))
+    second = json.loads(call(*again).stdout)
     assert second["key"] == first["key"]
     logs = [(tmp_path / place / "log.jsonl").read_text().splitlines() for place in ("a", "b")]
     assert [json.loads(line)["loss"] for line in logs[0]] == [json.loads(line)["loss"] for line in logs[1]]
@@ -120,35 +124,42 @@ def test_the_resolved_settings_repeat_the_run(
     ],
 )
 def test_a_mistake_in_a_setting_is_one_line(
-    *, name: str, setting: str, says: str, data: Path, tmp_path: Path, request: pytest.FixtureRequest
+    *,
+    call: Call,
+    name: str,
+    setting: str,
+    says: str,
+    data: Path,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
 ) -> None:
     with pytest.raises(ConfigError, match=says) as caught:
-        ask(*words_for(name, data, tmp_path / "out", request), "--set", setting)
+        call(*words_for(name, data, tmp_path / "out", request), "--set", setting)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_file_that_is_not_there_or_of_another_kind_is_named(
-    name: str, data: Path, tmp_path: Path, request: pytest.FixtureRequest
+    call: Call, name: str, data: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     words = words_for(name, data, tmp_path / "out", request)
     other = data / ("p.jsonl" if COMMANDS[name][0] == "e.jsonl" else "e.jsonl")
     for path, kind in ((tmp_path / "none.jsonl", EquipoiseError), (other, DataError)):
         words[words.index("--data") + 1] = path
         with pytest.raises(kind, match=path.name) as caught:
-            ask(*words)
+            call(*words)
         assert "\n" not in str(caught.value)
         assert SECRET not in str(caught.value)
 
 
 def test_settings_come_from_default_file_option_and_override(
-    data: Path, tmp_path: Path, tiny_llama: Path
+    call: Call, data: Path, tmp_path: Path, tiny_llama: Path
 ) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(f"model: {tiny_llama}\nmax_tokens: 99\noptim: {{lr: 1e-5, seed: 3}}\nexchanges: [x]\n")
     words = ["--config", path, "--data", data / "e.jsonl", "--set", "optim.lr=2e-5"]
-    ask("train", "sft", *words, "--out", tmp_path / "out")
+    call("train", "sft", *words, "--out", tmp_path / "out")
     found = read_yaml(tmp_path / "out" / "config.yaml")
     assert found["exchanges"] == [str(data / "e.jsonl")]
     assert found["max_tokens"] == 99

@@ -1,8 +1,8 @@
 """equipoise data: import, check, describe, split and merge records."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -13,21 +13,22 @@ from equipoise.cli.common import (
     SetOption,
     emit,
     fail_on_findings,
+    gather,
     listed,
 )
 from equipoise.errors import ConfigError
 
 if TYPE_CHECKING:
-    from pydantic import BaseModel
-
     from equipoise.data.check import Finding
-
-    C = TypeVar("C", bound=BaseModel)
 
 app = typer.Typer(help="Import, check, describe, split and merge data.", no_args_is_help=True)
 
 Files = Annotated[list[Path], typer.Argument(help="Files of records: .jsonl, .jsonl.gz, .parquet or .csv.")]
-_SOURCES = "pku-saferlhf, pku-saferlhf-single, pku-saferlhf-qa, jsonl (any format) or builtin."
+_SOURCES = (
+    "pku-saferlhf, pku-saferlhf-single, pku-saferlhf-qa, pku-saferlhf-prompt, beavertails, hh-rlhf, "
+    "hh-rlhf-harmless, hh-rlhf-helpful, xstest, openai-moderation, advbench, harmbench, strongreject, "
+    "do-not-answer, reward-bench, jsonl (any format) or builtin."
+)
 
 
 @app.command("import")
@@ -43,11 +44,17 @@ def import_(
     force: ForceFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Turn a public data set, or a table of your own, into records."""
+    """Turn a public data set, or a table of your own (.csv, .parquet, .jsonl), into records.
+
+    A column that goes by another name is mapped with `--set columns.THEIRS=OURS`, once for each:
+    `--set columns.question=prompt --set columns.answer=response`. What OURS may be is in docs/data.md; a
+    column that is no field is kept under provenance. `--set on_bad=skip` leaves bad rows out and lists
+    them; `--set split=`, `subset=` and `revision=` choose a part of a data set on the hub.
+    """
     from equipoise.data.check import FoundError
     from equipoise.data.corpus import corpus_path
     from equipoise.data.sources import find_source, looks_like_hub_id
-    from equipoise.data.steps import IMPORT, ImportConfig
+    from equipoise.data.steps import IMPORT
     from equipoise.lineage import produce
 
     settings: dict[str, Any] = {"source": source, "licence": licence}
@@ -57,7 +64,7 @@ def import_(
         find_source(source)
         is_on_hub = not Path(origin).exists() and looks_like_hub_id(origin)
         settings |= {"hub_id": origin} if is_on_hub else {"path": origin}
-    config = _config(ImportConfig, settings, overrides)
+    config = gather(IMPORT, settings, overrides=overrides)
     try:
         outcome = produce(out, IMPORT, config, force=force)
     except FoundError as error:
@@ -81,13 +88,14 @@ def check(
     force: ForceFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Check that records can be read and that their labels agree; exit code 1 if something is found.
+    """Check that records can be read and that their labels agree.
 
-    drop leaves contradictory records out; flip turns a wrong `safer` to the safe answer and leaves the
-    rest out; keep writes them as they are. All of them are listed.
+    Contradictory records: drop leaves them out; flip turns a wrong `safer` to the safe answer and leaves
+    the rest out; keep writes them as they are. All of them are listed. The exit code is 1 if anything is
+    found that was not to be dropped, flipped or kept; then nothing is written.
     """
     from equipoise.data.check import FoundError
-    from equipoise.data.steps import CHECK, CheckConfig, check_files
+    from equipoise.data.steps import CHECK, check_files
     from equipoise.lineage import produce
 
     if out is None:
@@ -95,10 +103,10 @@ def check(
             raise ConfigError(
                 f"--on-contradiction {on_contradiction}: needs a file to write, give --out FILE"
             )
-        placed, findings = check_files(files)
-        _report(findings, len(placed), len(files), as_json)
+        records, findings = check_files(files)
+        _report(findings, records, len(files), as_json)
         raise typer.Exit(1 if findings else 0)
-    config = _config(CheckConfig, {"files": files, "on_contradiction": on_contradiction})
+    config = gather(CHECK, {"files": files, "on_contradiction": on_contradiction})
     try:
         outcome = produce(out, CHECK, config, force=force)
     except FoundError as error:
@@ -111,13 +119,33 @@ def check(
 
 
 @app.command()
-def stats(files: Files, as_json: JsonFlag = False) -> None:
-    """Count what files of records hold: labels, categories, severity, pairs, licences, lengths."""
-    from equipoise.data.card import card
-    from equipoise.data.steps import statistics_of
+def stats(
+    files: Files,
+    *,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for a page with plots, and the numbers as JSON.")
+    ] = None,
+    title: Annotated[str | None, typer.Option(help="Heading of the page.")] = None,
+    force: ForceFlag = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Count what files of records hold: labels, categories, severity, pairs, licences, lengths.
 
-    found = statistics_of(files)
-    emit(found.model_dump(mode="json"), as_json, card(found, ", ".join(path.name for path in files)))
+    Over unsafe responses: which categories go together (phi, and one given another), and which stand
+    alone. Over pairs: how often the more helpful answer is not the safer one, by safety and severity.
+    """
+    from equipoise.data.card import card
+    from equipoise.data.statistics import Statistics
+    from equipoise.data.steps import STATS, statistics_of
+    from equipoise.lineage import produce
+
+    if out is None:
+        found = statistics_of(files)
+    else:
+        produce(out, STATS, gather(STATS, {"files": files, "title": title}), force=force)
+        found = Statistics.model_validate_json((out / "statistics.json").read_text("utf-8"))
+    text = card(found, title or ", ".join(path.name for path in files))
+    emit(found.model_dump(mode="json"), as_json, text if out is None else str(out / "statistics.html"))
 
 
 @app.command()
@@ -132,11 +160,11 @@ def split(
     as_json: JsonFlag = False,
 ) -> None:
     """Split files together so that no prompt is in two parts; writes OUT/PART/FILE.jsonl."""
-    from equipoise.data.steps import SPLIT, SplitConfig
+    from equipoise.data.steps import SPLIT
     from equipoise.lineage import produce
 
     settings = {"files": files, "fractions": _fractions(fractions), "seed": seed}
-    outcome = produce(out, SPLIT, _config(SplitConfig, settings, overrides), force=force)
+    outcome = produce(out, SPLIT, gather(SPLIT, settings, overrides=overrides), force=force)
     notes = outcome.manifest.notes
     parts: Any = notes["parts"]
     lines = [
@@ -150,10 +178,10 @@ def split(
 @app.command()
 def merge(files: Files, *, out: OutOption, force: ForceFlag = False, as_json: JsonFlag = False) -> None:
     """Put files of one kind of record together, without exact duplicates."""
-    from equipoise.data.steps import MERGE, MergeConfig
+    from equipoise.data.steps import MERGE
     from equipoise.lineage import produce
 
-    outcome = produce(out, MERGE, _config(MergeConfig, {"files": files}), force=force)
+    outcome = produce(out, MERGE, gather(MERGE, {"files": files}), force=force)
     notes = outcome.manifest.notes
     conflicts, duplicates = _texts(notes["conflicts"]), _texts(notes["duplicates"])
     renamed: Any = notes["renamed"]
@@ -174,22 +202,13 @@ def card(
     as_json: JsonFlag = False,
 ) -> None:
     """Write a data card in Markdown: contents, licences, labels and where they come from."""
-    from equipoise.data.steps import CARD, CardConfig
+    from equipoise.data.steps import CARD
     from equipoise.lineage import produce
 
     settings = {"files": files, "title": title, "description": description}
-    outcome = produce(out, CARD, _config(CardConfig, settings), force=force)
+    outcome = produce(out, CARD, gather(CARD, settings), force=force)
     result = {"out": str(out), "licences": outcome.manifest.licences, "was_done": outcome.skipped}
     emit(result, as_json, str(out))
-
-
-def _config(kind: "type[C]", settings: Mapping[str, Any], overrides: Sequence[str] | None = None) -> "C":
-    from equipoise.config import apply_override, parse_config, parse_override
-
-    data = dict(settings)
-    for item in overrides or ():
-        apply_override(data, *parse_override(item))
-    return parse_config(kind, data, "command line")
 
 
 def _fractions(text: str) -> dict[str, float]:

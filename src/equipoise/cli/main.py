@@ -2,10 +2,13 @@
 
 import errno
 import sys
+from typing import Annotated
 
 import typer
 
-from equipoise.cli import data, evaluate, generate, judge, models, run, train
+from equipoise import __version__
+from equipoise.cli import data, evaluate, export, generate, judge, models, run, train
+from equipoise.cli.usage import UsageError, explain, is_help
 from equipoise.errors import EquipoiseError, RunStoppedError
 
 app = typer.Typer(
@@ -17,6 +20,7 @@ app = typer.Typer(
 )
 app.command()(run.demo)
 app.command()(run.run)
+data.app.command()(export.export)
 app.add_typer(data.app, name="data")
 app.command()(generate.generate)
 app.add_typer(train.app, name="train")
@@ -33,24 +37,43 @@ DONE, PROBLEMS, MISTAKE, STOPPED = 0, 1, 2, 3
 _INTERRUPTED = 130  # what typer makes of a KeyboardInterrupt
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"equipoise {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Take the options that come before the command."""
+
+
 def main() -> None:
     """Run the command line and exit: 0 done, 1 problems found, 2 user's mistake, 3 stopped, resumable."""
     try:
-        app()
+        left = app(prog_name="equipoise", standalone_mode=False)
+    except UsageError as error:
+        if not is_help(error):
+            _end(f"error: {explain(error)}", MISTAKE)
+        error.show()
+        sys.exit(MISTAKE)
     except EquipoiseError as error:
         _end(f"error: {error}", MISTAKE)
     except RunStoppedError as error:
         _end(f"stopped: {error}; the same command resumes", STOPPED)
-    except SystemExit as left:
-        if left.code != _INTERRUPTED:
-            raise
-        _end("stopped: interrupted; the same command resumes", STOPPED)
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EIO}:
             _end(f"stopped: {error.filename or 'disk'}: {error.strerror}; the same command resumes", STOPPED)
         if error.filename is None:
             raise
         _end(f"error: {error.filename}: {error.strerror}", MISTAKE)
+    if left == _INTERRUPTED:
+        _end("stopped: interrupted; the same command resumes", STOPPED)
+    sys.exit(left or DONE)
 
 
 def _end(message: str, code: int) -> None:

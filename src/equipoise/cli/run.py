@@ -9,7 +9,7 @@ from equipoise.cli.common import JsonFlag, SetOption, emit, fail_on_findings
 from equipoise.extras import require
 
 if TYPE_CHECKING:
-    from equipoise.pipeline import Finished
+    from equipoise.pipeline.summary import Finished
 
 Out = Annotated[Path | None, typer.Option("--out", help="Folder of the run; runs/NAME if not given.")]
 Only = Annotated[str | None, typer.Option("--only", help="Run this step and those that it needs.")]
@@ -50,7 +50,8 @@ def _run(
 ) -> None:
     require("a recipe", "train")
     from equipoise.data.check import FoundError
-    from equipoise.pipeline import built_in_recipe, load_recipe, run_recipe
+    from equipoise.pipeline.recipe import built_in_recipe, load_recipe
+    from equipoise.pipeline.run import run_recipe
 
     recipe = load_recipe(path or built_in_recipe("quickstart"), overrides or ())
     place = out or Path("runs") / recipe.name

@@ -1,0 +1,29 @@
+"""What a recipe can do: the names of steps, and where each lies."""
+
+import importlib
+
+from equipoise.lineage import Step
+
+STEPS = {
+    "data.import": "equipoise.data.steps:IMPORT",
+    "data.check": "equipoise.data.steps:CHECK",
+    "data.split": "equipoise.data.steps:SPLIT",
+    "data.merge": "equipoise.data.steps:MERGE",
+    "data.export": "equipoise.data.export.run:EXPORT",
+    "annotate.judge": "equipoise.judges.run:JUDGE",
+    "train.guard": "equipoise.training.guard:TRAIN_GUARD",
+    "train.scorer": "equipoise.training.scorer:TRAIN_SCORER",
+    "train.sft": "equipoise.training.sft:TRAIN_SFT",
+    "train.preference": "equipoise.training.preference:TRAIN_PREFERENCE",
+    "evaluate": "equipoise.evaluation.steps:EVALUATE",
+    "evaluate.detection": "equipoise.evaluation.detection:DETECTION",
+    "report": "equipoise.evaluation.report.build:REPORT",
+}
+"""Name in a recipe -> where the step lies; imported when it is used, since some need torch."""
+
+
+def step_of(name: str) -> Step:
+    """Import the step behind a name of STEPS."""
+    module, attribute = STEPS[name].split(":")
+    step: Step = getattr(importlib.import_module(module), attribute)
+    return step
