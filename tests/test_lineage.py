@@ -74,10 +74,10 @@ def test_a_run_leaves_its_settings_its_manifest_and_nothing_half_made(tmp_path: 
     out = tmp_path / "deep" / "out"
     outcome = produce(out, STEP, Settings(data=data))
     assert not outcome.skipped
-    assert sorted(p.name for p in out.iterdir()) == ["config.yaml", "manifest.json", "sub"]
+    assert sorted(p.name for p in out.iterdir()) == ["card.md", "config.yaml", "manifest.json", "sub"]
     manifest = read_manifest(manifest_of(out, is_file=False))
     assert manifest == outcome.manifest
-    assert list(manifest.outputs) == ["sub/text.txt"]
+    assert list(manifest.outputs) == ["card.md", "sub/text.txt"]
     assert (manifest.step, manifest.step_version, manifest.attempts) == ("repeat", 1, 1)
     assert manifest.licences == ["CC0-1.0", "MIT"]
     assert manifest.notes == {"times": 2}
@@ -132,7 +132,7 @@ def test_forcing_removes_what_the_other_run_wrote(tmp_path: Path) -> None:
 
     produce(tmp_path / "out", STEP, Settings())
     outcome = produce(tmp_path / "out", Step("other", 1, other), Settings(), force=True)
-    assert list(outcome.manifest.outputs) == ["other.txt"]
+    assert list(outcome.manifest.outputs) == ["card.md", "other.txt"]
     assert not (tmp_path / "out" / "sub" / "text.txt").exists()
 
 
@@ -189,7 +189,7 @@ def test_a_stopped_run_goes_on_from_its_scratch(tmp_path: Path) -> None:
     outcome = produce(out, step, Settings())
     assert text_of_run(out) == "half and whole"
     assert outcome.manifest.attempts == 2
-    assert list(outcome.manifest.outputs) == ["sub/text.txt"]
+    assert list(outcome.manifest.outputs) == ["card.md", "sub/text.txt"]
     assert not (out / "scratch").exists()
 
 
@@ -212,6 +212,17 @@ def test_a_stopped_run_of_other_settings_is_refused_and_its_scratch_never_reused
     assert not (out / "half.txt").exists()
 
 
+@pytest.mark.parametrize("step", [STEP, FILE_STEP])
+def test_a_mistake_found_before_anything_was_done_leaves_no_trace(tmp_path: Path, step: Step) -> None:
+    def refuses(config: Settings, run: Run) -> None:
+        (run.scratch / "parts").mkdir()
+        raise DataError("wrong from the beginning")
+
+    with pytest.raises(DataError, match="wrong from the beginning"):
+        produce(tmp_path / "out", step._replace(build=refuses), Settings())
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_run_that_lost_an_output_is_made_again(tmp_path: Path, data: Path) -> None:
     produce(tmp_path / "out", STEP, Settings(data=data))
     (tmp_path / "out" / "sub" / "text.txt").unlink()
@@ -230,8 +241,9 @@ def test_a_file_has_its_manifest_beside_it(tmp_path: Path) -> None:
     out = tmp_path / "rows.jsonl"
     outcome = produce(out, FILE_STEP, Settings(times=4))
     assert out.read_text("utf-8") == "xxxx"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["rows.jsonl", "rows.jsonl.manifest.json"]
-    assert list(outcome.manifest.outputs) == ["rows.jsonl"]
+    names = ["rows.jsonl", "rows.jsonl.card.md", "rows.jsonl.manifest.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == names
+    assert list(outcome.manifest.outputs) == names[:2]
     assert produce(out, FILE_STEP._replace(build=never), Settings(times=4)).skipped
     with pytest.raises(ConfigError, match="holds another run"):
         produce(out, FILE_STEP, Settings(times=1))

@@ -12,52 +12,46 @@ import platform
 import resource
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+from pydantic import JsonValue
 
 from equipoise import __version__
 from equipoise.config import Config, find_inputs, to_yaml
-from equipoise.errors import ConfigError, DataError, EquipoiseError
+from equipoise.errors import ConfigError, EquipoiseError
 from equipoise.machine import cpu_seconds, processor, versions
+from equipoise.manifests import (
+    Manifest,
+    Source,
+    card_of,
+    inherited_licences,
+    manifest_of,
+    read_manifest,
+    run_card,
+)
+
+__all__ = [
+    "Manifest",
+    "Outcome",
+    "Run",
+    "Source",
+    "Step",
+    "content_hash",
+    "hash_file",
+    "identify",
+    "inherited_licences",
+    "manifest_of",
+    "produce",
+    "read_manifest",
+    "replacing",
+    "write_text",
+]
 
 _OURS = {"manifest.json", "started.json", "config.yaml", "tmp.manifest.json"}
-
-
-class Source(BaseModel):
-    """One input of a run: where it was read, and the hash of what was in it."""
-
-    path: str
-    sha256: str
-
-
-class Manifest(BaseModel):
-    """The record of one finished run; its presence means that the run is complete."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    equipoise: str
-    step: str
-    step_version: int
-    key: str
-    config: dict[str, JsonValue]
-    inputs: dict[str, Source]
-    outputs: dict[str, str]
-    """Relative path -> sha256."""
-    licences: list[str]
-    notes: dict[str, JsonValue]
-    """What the step wants to be known of it: counts, warnings, scores."""
-    versions: dict[str, str]
-    machine: dict[str, JsonValue]
-    finished: str
-    attempts: int
-    wall_seconds: float
-    cpu_seconds: float
-    peak_memory_mib: float
 
 
 class Run:
@@ -68,6 +62,8 @@ class Run:
         self.out = out
         self.scratch = scratch
         """Folder for resume state; it survives a kill and is removed when the run completes."""
+        self.card = card_of(out, is_file=not out.is_dir())
+        """Where a step writes its card; one that writes none gets that of the manifest."""
         self.licences: set[str] = set()
         self.notes: dict[str, JsonValue] = {}
 
@@ -82,6 +78,8 @@ class Step(NamedTuple):
     """True where `out` is one file and not a folder."""
     config: type[Config] = Config
     """The settings it takes."""
+    own_card: bool = False
+    """True where the output is a card itself, or holds one under another name."""
 
 
 class Outcome(NamedTuple):
@@ -124,13 +122,16 @@ def produce(out: Path, step: Step, config: Config, *, force: bool = False) -> Ou
     try:
         step.build(config, run)
     except EquipoiseError:
-        if not any(path != started for path in scratch.rglob("*")):  # nothing was done: leave no trace
+        # nothing was done: leave no trace
+        if not any(path.is_file() and path != started for path in scratch.rglob("*")):
             _tidy(scratch, started)
             if out.is_dir() and not any(out.iterdir()):
                 out.rmdir()
         raise
     if not step.writes_file:
         write_text(out / "config.yaml", to_yaml(settings))
+    if not run.card.exists() and not step.own_card:
+        write_text(run.card, run_card(step.name, run.notes, inputs, run.licences))
     manifest = Manifest(
         equipoise=__version__,
         step=step.name,
@@ -164,29 +165,6 @@ def identify(step: Step, config: Config) -> tuple[str, dict[str, Source]]:
         _replace(settings, name, source.sha256)
     identity = json.dumps({"step": step.name, "version": step.version, "config": settings}, sort_keys=True)
     return hashlib.sha256(identity.encode()).hexdigest(), inputs
-
-
-def inherited_licences(inputs: Iterable[Source]) -> set[str]:
-    """Return the licences that the manifests of inputs name: of a folder, a file, or what lies in a run."""
-    found: set[str] = set()
-    for path in (Path(source.path) for source in inputs):
-        above = [folder / "manifest.json" for folder in (path, *list(path.parents)[:2])]
-        places = [place for place in (manifest_of(path, is_file=True), *above) if place.is_file()]
-        found |= {name for place in places[:1] for name in read_manifest(place).licences}
-    return found
-
-
-def manifest_of(out: Path, *, is_file: bool) -> Path:
-    """Return where the manifest of a folder or file lies."""
-    return out.with_name(out.name + ".manifest.json") if is_file else out / "manifest.json"
-
-
-def read_manifest(path: Path) -> Manifest:
-    """Read a manifest; one that is not ours raises DataError."""
-    try:
-        return Manifest.model_validate_json(path.read_text("utf-8"))
-    except (ValidationError, UnicodeDecodeError) as exc:
-        raise DataError(f"{path}: not a manifest of equipoise") from exc
 
 
 def content_hash(path: Path) -> str:
@@ -267,6 +245,7 @@ def _clear(out: Path, scratch: Path, manifest_path: Path, done: Manifest | None)
     The file that says whose folder it is goes last, so that a kill on the way is made good.
     """
     shutil.rmtree(scratch, ignore_errors=True)
+    card_of(out, is_file=not out.is_dir()).unlink(missing_ok=True)
     if done is not None:
         for name in done.outputs:
             (manifest_path.parent / name).unlink(missing_ok=True)
@@ -294,6 +273,6 @@ def _intact(out: Path, done: Manifest, step: Step) -> bool:
 
 def _outputs(out: Path, step: Step, scratch: Path) -> dict[str, str]:
     if step.writes_file:
-        return {out.name: hash_file(out)}
+        return {file.name: hash_file(file) for file in (out, card_of(out, is_file=True)) if file.exists()}
     files = [f for f in sorted(out.rglob("*")) if f.is_file() and scratch not in f.parents]
     return {str(f.relative_to(out)): hash_file(f) for f in files if f.name not in _OURS or f.parent != out}

@@ -1,7 +1,7 @@
 """What is a contradiction between labels and what is not, and what becomes of records that have one."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -179,9 +179,19 @@ TURNED = pair({"is_safe": True}, {"is_safe": False}, safer=1, id="turned", promp
 BOTH = pair({"is_safe": True, "severity": 1}, {"is_safe": False}, safer=1, id="both", prompt="z")
 
 
-def resolved(mode: OnContradiction, *records: AnyRecord) -> Resolved:
-    placed = [Placed("f", number, record) for number, record in enumerate(records, start=1)]
-    return resolve(placed, list(check(placed)), mode)
+class Result(NamedTuple):
+    records: list[AnyRecord]
+    dropped: list[str]
+    flipped: list[str]
+    kept: list[str]
+
+
+def resolved(mode: OnContradiction, *records: AnyRecord) -> Result:
+    placed, log = (
+        [Placed("f", number, record) for number, record in enumerate(records, start=1)],
+        Resolved([], [], []),
+    )
+    return Result(list(resolve(placed, check(placed), mode, log)), *log)
 
 
 MIXED = (GOOD, WRONG, ONE_WAY, OTHER_WAY, TURNED, BOTH)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from equipoise.data.io import LineError, NoRowsError, read_records, read_rows, record_kind, write_records
 from equipoise.data.rows import kind_and_size
 from equipoise.errors import DataError
-from equipoise.records import Answer, Exchange, Message, Pair, Prompt, Record
+from equipoise.records import Answer, Exchange, Judgement, Message, Pair, Prompt, Record
 
 FORMATS = ["x.jsonl", "x.jsonl.gz", "x.parquet", "x.csv"]
 
@@ -114,7 +114,18 @@ GOOD = b'{"id": "g", "prompt": "p", "response": "r"}'
     ("line", "message"),
     [
         (b'{"id": "x", "prompt": "p", "response": "cut off he', "2: response: the line is cut off"),
-        (b'{"id": "x", "prompt": "p", "is_safe": tr', "2: is_safe: not JSON"),
+        (b'{"id": "x", "prompt": "p", "is_safe": tr', "2: is_safe: the line is cut off"),
+        (b'{"id": "x", "prompt": "p", "respo', "2: line: the line is cut off after character 33"),
+        (
+            b'{"id": "x", "prompt": "p", "response": "say \\"is_safe\\": tr',
+            "2: response: the line is cut off",
+        ),
+        (
+            b'{"id": "x", "prompt": "p", "answers": [{"response": "a", "is_s',
+            "2: answers.0: the line is cut off",
+        ),
+        (b'{"id": "x", "prompt": "p", "is_safe": yes}', "2: is_safe: not JSON: expecting value"),
+        (b'{"id": "x", "prompt": "a "word" here"}', "2: prompt: not JSON: expecting ',' delimiter"),
         (b'{"id": "x", "prompt": "caf\xe9"}', "2: prompt: byte 27 of the line is not UTF-8, got 0xe9"),
         (b'{"id": "x", "prompt": "p", "response": "r", "is_safe": "yes"}', "2: is_safe: .*got \"?'?yes"),
         (b'{"id": "x", "prompt": "p", "response": "r", "is_safe": 1}', "2: is_safe: .*got 1"),
@@ -124,10 +135,17 @@ GOOD = b'{"id": "g", "prompt": "p", "response": "r"}'
             b'{"id": "x", "prompt": "p", "respones": "r"}',
             "2: respones: no such field .did you mean 'response'",
         ),
-        (b'{"id": "x", "prompt": "p"}', "2: response: missing"),
+        (b'{"id": "x", "prompt": "p"}', r"2: line: is a prompt \(without a response\); expected an exchange"),
+        (b'{"id": "x", "response": "r"}', "2: prompt: missing"),
+        (b'{"id": "x", "prompt": "p", "response": "r", "id": "y"}', "2: id: stands twice in one object"),
+        (
+            b'{"id": "x", "prompt": "p", "response": "r", "provenance": {"n": 1e999}}',
+            "2: .*1e999 is out of range",
+        ),
         (b'["x"]', "2: line: expected a mapping, got a list of 1"),
         (b'{"id": "x", "prompt": "\\ud83d", "response": "r"}', "2: prompt: half of a surrogate pair"),
-        (b"[" * 100_000, "2: line: not JSON"),
+        (b"[" * 100_000, "2: line: not JSON that can be read: nested too deep"),
+        (b'{"id": "x", "' + b"k" * 500 + b'": 1}', r"2: k{77}\.\.\.: no such field"),
     ],
 )
 def test_error_names_file_line_and_field_and_reading_goes_on(
@@ -139,6 +157,50 @@ def test_error_names_file_line_and_field_and_reading_goes_on(
     assert [error.line for error in found] == [2]
     with pytest.raises(DataError, match=f"bad.jsonl:{message}"):
         list(read_records(path, Exchange))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize(
+    ("given", "expected", "words"),
+    [
+        (
+            Pair,
+            Exchange,
+            r"is a pair \(prompt and two answers\); expected an exchange \(prompt and response\)",
+        ),
+        (
+            Exchange,
+            Pair,
+            r"is an exchange \(prompt and response\); expected a pair \(prompt and two answers\)",
+        ),
+        (Prompt, Exchange, r"is a prompt \(without a response\); expected an exchange"),
+        (Prompt, Pair, r"is a prompt \(without a response\); expected a pair"),
+        (Exchange, Prompt, r"is an exchange \(prompt and response\); expected a prompt"),
+        (Pair, Prompt, r"is a pair \(prompt and two answers\); expected a prompt"),
+    ],
+)
+def test_a_file_of_another_kind_is_named_as_such(
+    tmp_path: Path, name: str, given: type[Record], expected: type[Record], words: str
+) -> None:
+    write_records(tmp_path / name, RECORDS[given])
+    with pytest.raises(LineError, match=f"{name}:[12]: line: {words}") as caught:
+        list(read_records(tmp_path / name, expected))
+    assert "did you mean" not in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_judgements_are_told_from_records_that_are_judged(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    write_records(path, [Judgement(id="j", subject="a", annotator="p", better=1)])
+    with pytest.raises(LineError, match=r"is a judgement \(subject and annotator\); expected an exchange"):
+        list(read_records(path, Exchange))
+    with pytest.raises(DataError, match="holds judgements; expected prompts, exchanges or pairs"):
+        record_kind(path)
+
+
+def test_an_empty_response_in_csv_is_still_a_response(tmp_path: Path) -> None:
+    write_records(tmp_path / "x.csv", [Exchange(id="x", prompt="p", response="")])
+    assert record_kind(tmp_path / "x.csv") is Exchange
 
 
 @pytest.mark.parametrize("field", ["prompt", "response", "unknown_column"])
@@ -210,6 +272,28 @@ def test_parquet_row_with_bad_text_is_named_and_the_rest_is_read(tmp_path: Path)
     records = list(read_records(tmp_path / "x.parquet", Prompt, on_bad=found.append))
     assert [record.id for record in records] == ["a", "c"]
     assert "x.parquet:2: prompt: a text is not UTF-8" in str(found[0])
+
+
+def test_a_parquet_value_that_python_cannot_hold_is_named_and_the_rest_is_read(tmp_path: Path) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    times = pa.array([0, 2**40], pa.timestamp("s"))
+    parquet.write_table(pa.table({"id": ["a", "b"], "when": times}), tmp_path / "x.parquet")
+    found: list[LineError] = []
+    rows = list(read_rows(tmp_path / "x.parquet", on_bad=found.append))
+    assert [row.values for row in rows] == [{"id": "a", "when": "1970-01-01T00:00:00"}]
+    assert "x.parquet:2: when: a value that cannot be read (date value out of range)" in str(found[0])
+
+
+def test_a_parquet_column_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["id", "id"])
+    parquet.write_table(table, tmp_path / "x.parquet")
+    with pytest.raises(LineError, match=r"x\.parquet:1: header: column 'id' stands twice"):
+        list(read_rows(tmp_path / "x.parquet"))
 
 
 def test_files_that_are_not_what_they_say(tmp_path: Path) -> None:

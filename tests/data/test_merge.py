@@ -1,9 +1,11 @@
 """Merging: the same once, the different kept, and taxonomies apart."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import pytest
 
+from equipoise.data.check import Finding
 from equipoise.data.identity import AnyRecord
 from equipoise.data.io import Placed
 from equipoise.data.merge import Merged, merge
@@ -11,12 +13,21 @@ from equipoise.errors import DataError
 from equipoise.records import Answer, Exchange, Pair, Prompt
 
 
-def merged(*files: Sequence[AnyRecord]) -> Merged:
-    return merge(
+class Result(NamedTuple):
+    records: list[AnyRecord]
+    duplicates: list[str]
+    renamed: dict[str, str]
+    conflicts: list[Finding]
+
+
+def merged(*files: Sequence[AnyRecord]) -> Result:
+    placed = (
         Placed(f"f{index}", line, record)
         for index, records in enumerate(files)
         for line, record in enumerate(records, start=1)
     )
+    log = Merged([], {}, [])
+    return Result(list(merge(placed, log)), *log)
 
 
 ONE = Exchange(id="1", source="a", prompt="p", response="r", is_safe=True, categories=frozenset())

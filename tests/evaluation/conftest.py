@@ -53,7 +53,11 @@ def make_row() -> MakeRow:
 
 class _Settings(Config):
     label: str
+    suite: str = "builtin"
+    select: str = "chosen"
+    suite_seed: int = 0
     guard: ModelRef = "g"
+    scorer: ModelRef | None = None
     refusals: str = "classifier"
     max_new_tokens: int = 48
 
@@ -62,11 +66,11 @@ class _Settings(Config):
 def make_run(tmp_path: Path) -> MakeRun:
     """Write rows as a finished evaluation and return its folder."""
 
-    def make(name: str, rows: Sequence[EvaluatedRow], suite: str = "s", **settings: Any) -> Path:
+    def make(name: str, rows: Sequence[EvaluatedRow], sha256: str = "s", **settings: Any) -> Path:
         def build(config: _Settings, run: Run) -> None:
             write_lines(run.out / "rows.jsonl", rows)
             run.licences.add("Apache-2.0")
-            run.notes["suite_sha256"] = suite
+            run.notes["suite_sha256"] = sha256
 
         produce(tmp_path / name, Step("evaluate", 1, build), _Settings(label=name, **settings))
         return tmp_path / name

@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from equipoise.cli.main import main
 from equipoise.errors import ConfigError, DataError
 from equipoise.evaluation.compare import compare
 from equipoise.evaluation.compare_run import COMPARE, CompareConfig, comparison_text
@@ -124,16 +125,51 @@ def test_another_prompt_under_the_same_id_does_not_pair(make_row, make_run) -> N
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"suite": "t"}, "other prompts"),
-        ({"refusals": "prefix"}, "refusals told by classifier and by prefix"),
+        ({"sha256": "t", "suite": "p.jsonl"}, "other prompts, suite was builtin before and p.jsonl after"),
+        ({"sha256": "t", "select": "rest"}, "other prompts, select was chosen before and rest after"),
+        ({"sha256": "t", "suite_seed": 3}, "other prompts, suite_seed was 0 before and 3 after"),
+        ({"sha256": "t"}, "other prompts, builtin was changed between them"),
+        ({"guard": "h"}, "another guard, g and h"),
+        ({"scorer": "h"}, "another scorer, s and h"),
+        (
+            {"refusals": "prefix"},
+            "refusals told another way, refusals was classifier before and prefix after",
+        ),
     ],
 )
 def test_runs_judged_in_other_ways_are_refused_unless_forced(make_row, make_run, settings, words) -> None:
-    runs = load_runs([make_run("a", [make_row("h1")]), make_run("b", [make_row("h1")], **settings)])
-    with pytest.raises(ConfigError, match=words) as caught:
+    rows = [make_row("h1")]
+    runs = load_runs([make_run("a", rows, scorer="s"), make_run("b", rows, **({"scorer": "s"} | settings))])
+    with pytest.raises(ConfigError) as caught:
         compare(*runs)
-    assert "\n" not in str(caught.value)
-    assert words in compare(*runs, allow_mismatch=True).notes[0]
+    advice = "(evaluate both alike, or give --allow-mismatch)"
+    assert str(caught.value) == f"a and b do not compare: {words} {advice}"
+    assert compare(*runs, allow_mismatch=True).notes == [words]
+
+
+def test_a_judge_that_was_trained_again_in_its_place_is_another_judge(tmp_path, make_row, make_run) -> None:
+    guard = tmp_path / "guard"
+    folders = []
+    for name in ("a", "b"):
+        guard.write_text(f"weights of {name}")
+        folders.append(make_run(name, [make_row("h1")], guard=str(guard)))
+    with pytest.raises(ConfigError, match=f"another guard, {guard} was changed between them"):
+        compare(*load_runs(folders))
+
+
+def test_a_score_that_one_run_lacks_is_a_note(make_row, make_run) -> None:
+    runs = load_runs([make_run("a", [make_row("h1")]), make_run("b", [make_row("h1")], scorer="s")])
+    assert compare(*runs).notes == ["reward and cost are measured in b only"]
+
+
+def test_the_command_refuses_in_one_line(make_row, make_run, capsys, monkeypatch) -> None:
+    folders = [make_run("a", [make_row("h1")]), make_run("b", [make_row("h1")], sha256="t", select="rest")]
+    monkeypatch.setattr("sys.argv", ["equipoise", "compare", *map(str, folders)])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "other prompts, select was chosen before and rest after" in line
 
 
 def test_other_decoding_is_a_note(make_row, make_run) -> None:

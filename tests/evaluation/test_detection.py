@@ -20,10 +20,12 @@ from equipoise.evaluation.detection import (
     detection_text,
     measure_guard,
     measure_ordering,
+    measure_reward,
 )
 from equipoise.lineage import produce
 from equipoise.protocols import Judge, Verdict
 from equipoise.records import Answer, Exchange, Pair
+from equipoise.stats import bootstrap_mean, paired_difference
 
 WORDS = ("river", "stone", "lamp", "paper", "garden", "window", "copper", "bridge", "winter", "market")
 
@@ -104,17 +106,31 @@ TRAIN_PAIRS = [pair("train", n, n % 2, ("a stone", "a lamp")) for n in range(12)
 def test_an_ordering_counts_a_tie_half() -> None:
     test = [pair("test", 0, 1), pair("test", 1, 0), pair("test", 2, 1), pair("test", 3, 0)]
     costs = np.array([[2.0, 1.0], [1.0, 2.0], [1.0, 1.0], [2.0, 1.0]])  # right, right, tie, wrong
-    found = measure_ordering(costs, TRAIN_PAIRS, test)
+    found = measure_ordering(costs, TRAIN_PAIRS, test, draws=100)
     assert found.accuracy.value == 2.5 / 4
     assert found.accuracy.n == 4
-    assert measure_ordering(np.ones((4, 2)), TRAIN_PAIRS, test).accuracy.value == 0.5
+    assert measure_ordering(np.ones((4, 2)), TRAIN_PAIRS, test, draws=100).accuracy.value == 0.5
+
+
+@pytest.mark.parametrize("draws", [100, 300])
+def test_the_intervals_of_both_orderings_rest_on_the_draws_that_were_asked_for(draws: int) -> None:
+    test = [pair("test", n, int(n % 3 > 0)).model_copy(update={"better": int(n % 4 > 0)}) for n in range(40)]
+    names = [p.prompt for p in test]
+    values = np.tile([2.0, 1.0], (40, 1))  # answer 1 is always safer, and answer 0 always better
+    ordering = measure_ordering(values, TRAIN_PAIRS, test, draws=draws)
+    right = [float(p.safer == 1) for p in test]
+    assert ordering.accuracy == bootstrap_mean(right, names, draws=draws)
+    assert ordering.baseline_accuracy.value == 0.5  # it cannot tell these answers apart
+    assert ordering.gain == paired_difference(right, [0.5] * 40, names, draws=draws)
+    better = [float(p.better == 0) for p in test]
+    assert measure_reward(values, test, draws=draws) == bootstrap_mean(better, names, draws=draws)
 
 
 def test_an_ordering_by_the_baseline_itself_differs_by_exactly_nothing() -> None:
     train = [pair("train", n, 1, ("a thistle here", "a stone here")) for n in range(12)]
     test = [pair("test", n, n % 2, ("the thistle", "the stone")) for n in range(8)]
     gap = safer_scores(train, test)
-    found = measure_ordering(np.stack([gap, np.zeros(8)], axis=1), train, test)
+    found = measure_ordering(np.stack([gap, np.zeros(8)], axis=1), train, test, draws=100)
     assert found.accuracy == found.baseline_accuracy
     assert found.accuracy.value == 0.5  # the planted word is right for every second pair
     assert (found.gain.value, found.gain.low, found.gain.high) == (0, 0, 0)
@@ -128,7 +144,8 @@ def test_the_table_shows_what_was_measured_and_leaves_out_what_was_not() -> None
         f"| unsafe responses, AUROC | {guard.auroc} | {guard.baseline_auroc} | {guard.auroc_gain} | 90 |"
         in text
     )
-    ordering = measure_ordering(np.array([[2.0, 1.0]] * 2), TRAIN_PAIRS, [pair("t", 0, 1), pair("t", 1, 0)])
+    test = [pair("t", 0, 1), pair("t", 1, 0)]
+    ordering = measure_ordering(np.array([[2.0, 1.0]] * 2), TRAIN_PAIRS, test, draws=100)
     text = detection_text(Detection(guard, ordering, guard.f1))
     assert "| safer answer of a pair, accuracy | 0.500 " in text
     assert "| better answer of a pair, accuracy | 1.000 " in text
@@ -214,4 +231,11 @@ def test_a_run_writes_json_and_a_table_of_real_models(tmp_path: Path, tiny_encod
     assert found["reward_ordering"] is None  # no training pair said which answer is better
     assert outcome.manifest.notes == {"train": 120, "test": 24}
     assert outcome.manifest.licences == ["unknown"]
-    assert (out / "detection.md").read_text("utf-8").startswith("| on held-out rows |")
+    table = (out / "detection.md").read_text("utf-8")
+    assert table.startswith("| on held-out rows |")
+    card = (out / "card.md").read_text("utf-8")
+    assert card.startswith("# Detection by guard and scorer\n")
+    assert table in card
+    assert "trained on 120 labelled responses" in card
+    assert "100 resamplings of whole prompts" in card
+    assert "- licences: unknown" in card

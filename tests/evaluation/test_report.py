@@ -96,7 +96,9 @@ def test_folder_holds_numbers_and_summary_without_texts(two, tmp_path) -> None:
     assert found["tone"] == "better"
     summary = (tmp_path / "r" / "report.md").read_text()
     assert "| Harmful responses to harmful prompts | 60% " in summary
-    assert "SECRET" not in text + summary
+    card = (tmp_path / "r" / "card.md").read_text()
+    assert found["headline"] in card
+    assert "SECRET" not in text + summary + card
 
 
 def test_a_path_that_ends_in_html_is_one_page_with_its_manifest_beside_it(two, tmp_path) -> None:
@@ -106,6 +108,7 @@ def test_a_path_that_ends_in_html_is_one_page_with_its_manifest_beside_it(two, t
     produce(out, report_step(out), ReportConfig(runs=two, examples=0))
     assert "SECRET" not in out.read_text("utf-8")
     assert (tmp_path / "r.html.manifest.json").exists()
+    assert "- tone: better" in (tmp_path / "r.html.card.md").read_text("utf-8").splitlines()
 
 
 def test_labels_name_the_runs(two) -> None:

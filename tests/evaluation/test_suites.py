@@ -43,6 +43,26 @@ def test_the_built_in_subset_depends_on_its_seed_only() -> None:
     assert ids[0] != ids[2]
 
 
+@pytest.mark.parametrize("seed", [0, 7])
+def test_chosen_and_rest_are_disjoint_and_together_are_the_suite(seed) -> None:
+    chosen, rest, whole = (
+        [prompt.id for prompt in load_suite("builtin", seed=seed, select=select)]
+        for select in ("chosen", "rest", "all")
+    )
+    assert chosen == [prompt.id for prompt in load_suite("builtin", seed=seed)]
+    assert not set(chosen) & set(rest)
+    assert sorted(chosen + rest) == sorted(whole)
+    assert len(whole) == 200
+    harmful = [prompt.is_harmful for prompt in load_suite("builtin", seed=seed, select="rest")]
+    assert Counter(harmful) == {True: 40, False: 60}
+
+
+def test_the_rest_of_a_file_that_is_taken_whole_is_nothing_and_said(tmp_path) -> None:
+    write_lines(tmp_path / "p.jsonl", prompts())
+    with pytest.raises(DataError, match=r"no prompts to evaluate on \(select=rest, 'chosen' takes them all"):
+        load_suite(str(tmp_path / "p.jsonl"), select="rest")
+
+
 def test_a_file_is_taken_whole_and_in_order(tmp_path) -> None:
     write_lines(tmp_path / "p.jsonl", prompts())
     assert load_suite(str(tmp_path / "p.jsonl")) == prompts()
@@ -63,15 +83,46 @@ def test_a_subset_spreads_over_categories_also_of_the_twins(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"is_harmful": None}, "prompt 'h0': is_harmful is missing; expected true or false"),
-        ({"id": "b0"}, "id 'b0' stands twice"),
+        ({"is_harmful": None}, "2: is_harmful: missing; expected true or false"),
+        ({"id": "h0"}, "2: id: 'h0' stands on line 1 already"),
+        ({"prompt": " \n"}, "2: prompt: empty; expected a text to respond to"),
     ],
 )
-def test_what_cannot_be_measured_is_named(tmp_path, change, words) -> None:
-    first, *rest = prompts()
-    write_lines(tmp_path / "p.jsonl", [first.model_copy(update=change), *rest])
-    with pytest.raises(DataError, match=words):
+def test_what_cannot_be_measured_is_named_with_its_line(tmp_path, change, words) -> None:
+    first, second, *rest = prompts()
+    write_lines(tmp_path / "p.jsonl", [first, second.model_copy(update=change), *rest])
+    with pytest.raises(DataError, match=f"p.jsonl:{words}$"):
         load_suite(str(tmp_path / "p.jsonl"))
+
+
+RESPONSE = '{"id": "a", "prompt": "p", "response": "r", "is_safe": true}'
+ANSWERS = '{"id": "a", "prompt": "p", "answers": [{"response": "r"}, {"response": "s"}], "better": 0}'
+
+
+@pytest.mark.parametrize("select", ["chosen", "all"])
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("x.jsonl", "", "x.jsonl: holds no prompts; expected one per line, with id, prompt and is_harmful$"),
+        ("x.csv", "id,prompt,is_harmful\n", "x.csv: holds no prompts; expected one per line"),
+        ("x.jsonl", RESPONSE, r"x.jsonl:1: line: is an exchange \(prompt and response\); expected a prompt"),
+        ("x.jsonl", ANSWERS, r"x.jsonl:1: line: is a pair \(prompt and two answers\); expected a prompt"),
+        ("x.jsonl", '{"goal": "p"}', r"x.jsonl:1: .*`equipoise data import` makes records"),
+        (
+            "x.jsonl",
+            '{"id": "a", "prompt": "p", "is_harmful": tr',
+            "x.jsonl:1: is_harmful: the line is cut off",
+        ),
+        ("x.csv", "id,prompt,is_harmful\na,p,yes\n", "x.csv:2: is_harmful: input should be a valid boolean"),
+        ("x.parquet", "abc", "x.parquet:1: line: not a Parquet file"),
+        ("x.txt", "hello", "got suffix '.txt'; expected .jsonl"),
+    ],
+)
+def test_a_file_that_is_no_suite_is_one_line(tmp_path, name, content, words, select) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=words) as caught:
+        load_suite(str(tmp_path / name), select=select)
+    assert len(str(caught.value).splitlines()) == 1
 
 
 def test_too_few_prompts_and_a_missing_file_are_said(tmp_path) -> None:

@@ -10,17 +10,8 @@ import torch
 from transformers import AutoTokenizer, BertModel, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from equipoise.errors import DataError, ModelError
-from equipoise.models.backbone import (
-    add_lora,
-    chat_ids,
-    decode_response,
-    encode_response,
-    end_of_turn,
-    load_causal,
-    load_encoder,
-    pick_device,
-    pick_dtype,
-)
+from equipoise.models.backbone import add_lora, load_causal, load_encoder, pick_device, pick_dtype
+from equipoise.models.chat import chat_ids, decode_response, encode_response, end_of_turn
 
 CHAT = [{"role": "user", "content": "How do I bake bread?"}]
 ANSWER = "Mix flour and water, then wait 10 hours."
@@ -251,3 +242,23 @@ def test_a_tokenizer_without_any_end_is_refused(tiny_llama: Path) -> None:
     )
     with pytest.raises(ModelError, match="no end-of-sequence token"):
         end_of_turn(bare)
+
+
+def test_depth_keeps_the_first_layers(tiny_llama: Path, tiny_encoder: Path) -> None:
+    for ref in (tiny_llama, tiny_encoder):
+        whole = load_encoder(ref, device="cpu").model
+        cut = load_encoder(ref, device="cpu", depth=1).model
+        ids = torch.tensor([[5, 6, 7]])
+        with torch.no_grad():
+            states = whole(input_ids=ids, output_hidden_states=True).hidden_states
+            found = cut(input_ids=ids, output_hidden_states=True).hidden_states
+        assert len(found) == 2
+        assert torch.equal(found[0], states[0])
+        expected = whole.norm(states[1]) if hasattr(whole, "norm") else states[1]
+        torch.testing.assert_close(found[1], expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("depth", [0, 3])
+def test_a_depth_that_the_model_has_not_is_an_error(tiny_llama: Path, depth: int) -> None:
+    with pytest.raises(ModelError, match=f"depth: got {depth}; expected 1 to 2"):
+        load_encoder(tiny_llama, device="cpu", depth=depth)

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from equipoise.errors import ModelError
-from equipoise.models.backbone import Backbone, load_causal, load_encoder
+from equipoise.models.backbone import Backbone, load_encoder
 from equipoise.models.features import (
     MAX_PROMPT_TOKENS,
     MAX_TOKENS,
     PROMPT,
     RESPONSE,
-    EncoderFeatures,
     PairIds,
+    PooledFeatures,
     TextPair,
     embed,
     encode_pair,
@@ -36,8 +36,8 @@ def backbone(tiny_encoder: Path) -> Backbone:
 
 
 @pytest.fixture(scope="module")
-def features(backbone: Backbone) -> EncoderFeatures:
-    return EncoderFeatures(backbone.model, layers=2).eval()
+def features(backbone: Backbone) -> PooledFeatures:
+    return PooledFeatures(backbone.model, layers=2).eval()
 
 
 def encoded(backbone: Backbone) -> list[PairIds]:
@@ -66,7 +66,7 @@ def plain_loop(backbone: Backbone, pair: PairIds, layers: int) -> Tensor:
 @torch.no_grad()
 @pytest.mark.parametrize("layers", [1, 2])
 def test_pooling_is_the_mean_over_the_tokens_of_each_part_and_layer(backbone: Backbone, layers: int) -> None:
-    model = EncoderFeatures(backbone.model, layers).eval()
+    model = PooledFeatures(backbone.model, layers).eval()
     found = model(pad_pairs(encoded(backbone)))
     assert found.shape == (len(TEXTS), model.width)
     expected = torch.stack([plain_loop(backbone, pair, layers) for pair in encoded(backbone)])
@@ -75,7 +75,7 @@ def test_pooling_is_the_mean_over_the_tokens_of_each_part_and_layer(backbone: Ba
 
 @torch.no_grad()
 def test_padding_and_the_rest_of_the_batch_change_nothing(
-    backbone: Backbone, features: EncoderFeatures
+    backbone: Backbone, features: PooledFeatures
 ) -> None:
     pairs = encoded(backbone)
     together = features(pad_pairs(pairs))
@@ -92,7 +92,7 @@ def test_padding_and_the_rest_of_the_batch_change_nothing(
 
 
 @torch.no_grad()
-def test_without_a_response_its_half_is_zero(backbone: Backbone, features: EncoderFeatures) -> None:
+def test_without_a_response_its_half_is_zero(backbone: Backbone, features: PooledFeatures) -> None:
     found = features(pad_pairs(encoded(backbone)))[2]
     half = features.width // 2
     assert torch.equal(found[half:], torch.zeros(half))
@@ -100,7 +100,7 @@ def test_without_a_response_its_half_is_zero(backbone: Backbone, features: Encod
 
 
 def test_embed_returns_rows_in_order_whatever_the_batch_size(
-    backbone: Backbone, features: EncoderFeatures
+    backbone: Backbone, features: PooledFeatures
 ) -> None:
     pairs = encoded(backbone) * 3
     expected = torch.cat([embed(features, [pair]) for pair in pairs])
@@ -132,7 +132,7 @@ def test_a_long_prompt_keeps_its_head_and_its_tail(backbone: Backbone, response:
     assert len(pair.ids) <= tokenizer.model_max_length  # 128 for this encoder
 
 
-def test_a_long_response_keeps_its_head(backbone: Backbone, features: EncoderFeatures) -> None:
+def test_a_long_response_keeps_its_head(backbone: Backbone, features: PooledFeatures) -> None:
     pair = encode_pair(backbone.tokenizer, TextPair("hi", "bread " + "water " * 400 + "coat"))
     whole = backbone.tokenizer("bread " + "water " * 400, add_special_tokens=False, verbose=False)[
         "input_ids"
@@ -158,10 +158,39 @@ def test_an_encoder_with_room_takes_the_full_budget(backbone: Backbone) -> None:
 
 
 def test_more_layers_than_there_are_is_an_error(backbone: Backbone) -> None:
-    with pytest.raises(ModelError, match="layers: the encoder has fewer, got 6; expected 1 to 2"):
-        EncoderFeatures(backbone.model, layers=6)
+    with pytest.raises(ModelError, match="layers: the model has fewer, got 6; expected 1 to 2"):
+        PooledFeatures(backbone.model, layers=6)
 
 
-def test_a_tokenizer_of_a_language_model_is_an_error(tiny_llama: Path) -> None:
-    with pytest.raises(ModelError, match="no CLS and SEP tokens; expected an encoder"):
-        encode_pair(load_causal(tiny_llama, device="cpu").tokenizer, TEXTS[0])
+def test_pooled_layers_are_spread_over_the_depth(backbone: Backbone) -> None:
+    backbone.model.config.num_hidden_layers = 30
+    try:
+        spread = [PooledFeatures(backbone.model, layers).layers for layers in (1, 6, 30)]
+    finally:
+        backbone.model.config.num_hidden_layers = 2
+    assert spread == [[30], [5, 10, 15, 20, 25, 30], list(range(1, 31))]
+
+
+def test_a_language_model_reads_question_and_answer(tiny_llama: Path) -> None:
+    model = load_encoder(tiny_llama, device="cpu")
+    pairs = [encode_pair(model.tokenizer, text) for text in TEXTS]
+    assert model.tokenizer.decode(pairs[1].ids) == "Question: why are there two tides a day\nAnswer: yes"
+    assert model.tokenizer.decode(pairs[2].ids) == "Question: take a warm coat"
+    for part, text in ((PROMPT, " why are there two tides a day"), (RESPONSE, " yes")):
+        own = [i for i, owner in zip(pairs[1].ids, pairs[1].parts, strict=True) if owner == part]
+        assert model.tokenizer.decode(own) == text
+
+
+@torch.no_grad()
+def test_a_language_model_is_pooled_as_by_hand(tiny_llama: Path) -> None:
+    model = load_encoder(tiny_llama, device="cpu")
+    pairs = [encode_pair(model.tokenizer, text) for text in TEXTS[:2]]
+    found = PooledFeatures(model.model, 2).eval()(pad_pairs(pairs))
+    for row, pair in enumerate(pairs):
+        states = model.model(input_ids=torch.tensor([pair.ids]), output_hidden_states=True).hidden_states
+        expected = [
+            torch.stack([states[layer][0, i] for i, p in enumerate(pair.parts) if p == part]).mean(0)
+            for part in (PROMPT, RESPONSE)
+            for layer in (1, 2)
+        ]
+        torch.testing.assert_close(found[row], torch.cat(expected), rtol=0, atol=1e-5)

@@ -25,7 +25,7 @@ def fresh(ref: Path, trunk: Trunk, lora_rank: int = 0) -> ScorerModel:
 
 @torch.no_grad()
 def scores(model: ScorerModel) -> torch.Tensor:
-    if model.card.trunk == "decoder":
+    if model.card.trunk == "last":
         return torch.stack(model(RowBatch(ROWS)))
     texts = [TextPair("how do i bake bread", "mix flour and water"), TextPair("hi", "yes")]
     return torch.stack(model(pad_pairs([encode_pair(model.tokenizer, text) for text in texts])))
@@ -33,7 +33,7 @@ def scores(model: ScorerModel) -> torch.Tensor:
 
 @torch.no_grad()
 def test_a_decoder_reads_the_last_token_of_each_response(tiny_llama: Path) -> None:
-    model = fresh(tiny_llama, "decoder")
+    model = fresh(tiny_llama, "last")
     plain = AutoModel.from_pretrained(tiny_llama).eval()
     for k, features in enumerate(model.features(RowBatch(ROWS))):
         row = ROWS[k // 2]
@@ -41,12 +41,12 @@ def test_a_decoder_reads_the_last_token_of_each_response(tiny_llama: Path) -> No
         torch.testing.assert_close(features, plain(ids).last_hidden_state[0, -1], rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize(("trunk", "rank"), [("encoder", 0), ("decoder", 0), ("decoder", 4)])
+@pytest.mark.parametrize(("trunk", "rank"), [("pooled", 0), ("last", 0), ("last", 4)])
 @pytest.mark.parametrize("frozen", [True, False])
 def test_a_scorer_comes_back_from_its_folder(
     *, tiny_llama: Path, tiny_encoder: Path, tmp_path: Path, trunk: Trunk, rank: int, frozen: bool
 ) -> None:
-    model = fresh(tiny_llama if trunk == "decoder" else tiny_encoder, trunk, rank)
+    model = fresh(tiny_llama if trunk == "last" else tiny_encoder, trunk, rank)
     if frozen and not rank:
         model.trunk.requires_grad_(False)
     with torch.no_grad():
@@ -67,7 +67,7 @@ def test_a_scorer_comes_back_from_its_folder(
     ],
 )
 def test_another_polarity_does_not_load(tiny_encoder: Path, tmp_path: Path, ours: str, theirs: str) -> None:
-    fresh(tiny_encoder, "encoder").save(tmp_path)
+    fresh(tiny_encoder, "pooled").save(tmp_path)
     text = (tmp_path / "model.json").read_text()
     assert ours in text
     (tmp_path / "model.json").write_text(text.replace(ours, theirs))
@@ -78,7 +78,7 @@ def test_another_polarity_does_not_load(tiny_encoder: Path, tmp_path: Path, ours
 
 @pytest.mark.parametrize("lacks", ["heads.cost", ".lora_B."])
 def test_weights_that_lack_a_part_do_not_load(tiny_llama: Path, tmp_path: Path, lacks: str) -> None:
-    fresh(tiny_llama, "decoder", 4).save(tmp_path)
+    fresh(tiny_llama, "last", 4).save(tmp_path)
     path = tmp_path / "weights.safetensors"
     tensors = load_tensors(path)
     kept = {name: tensor for name, tensor in tensors.items() if lacks not in name}

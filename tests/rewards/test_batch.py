@@ -25,9 +25,9 @@ ROWS = [
 def make_scorer(folder: Path, encoder: Path, trained: tuple[str, ...] = ("reward", "cost")) -> Path:
     torch.manual_seed(1)
     card = ScorerCard.model_validate(
-        {"backbone": str(encoder), "trunk": "encoder", "layers": 2, "hidden": 6, "trained": trained}
+        {"backbone": str(encoder), "trunk": "pooled", "layers": 2, "hidden": 6, "trained": trained}
     )
-    model = ScorerModel(card, load_trunk("encoder", str(encoder), "cpu"))
+    model = ScorerModel(card, load_trunk("pooled", str(encoder), "cpu"))
     model.trunk.requires_grad_(False)
     folder.mkdir()
     model.save(folder)

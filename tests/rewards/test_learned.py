@@ -21,7 +21,7 @@ EXCHANGES = [
 ]
 
 
-def scorer(folder: Path, trunk: Trunk = "encoder", **more: Any) -> Scorer:
+def scorer(folder: Path, trunk: Trunk = "pooled", **more: Any) -> Scorer:
     torch.manual_seed(0)
     card = ScorerCard(
         **({"backbone": str(folder), "trunk": trunk, "layers": 2, "hidden": 6, "dropout": 0.5} | more),
@@ -30,9 +30,9 @@ def scorer(folder: Path, trunk: Trunk = "encoder", **more: Any) -> Scorer:
     return Scorer(ScorerModel(card, load_trunk(trunk, str(folder), "cpu")))
 
 
-@pytest.mark.parametrize("trunk", ["encoder", "decoder"])
+@pytest.mark.parametrize("trunk", ["pooled", "last"])
 def test_a_score_does_not_depend_on_the_company(tiny_encoder: Path, tiny_llama: Path, trunk: Trunk) -> None:
-    score = scorer(tiny_encoder if trunk == "encoder" else tiny_llama, trunk)
+    score = scorer(tiny_encoder if trunk == "pooled" else tiny_llama, trunk)
     together = score(EXCHANGES)
     values = set()
     for exchange, found in zip(EXCHANGES, together, strict=True):
@@ -50,7 +50,7 @@ def test_a_score_does_not_depend_on_the_company(tiny_encoder: Path, tiny_llama: 
 
 @torch.no_grad()
 def test_a_decoder_scores_the_text_as_the_library_reads_it(tiny_llama: Path) -> None:
-    score = scorer(tiny_llama, "decoder", hidden=0)
+    score = scorer(tiny_llama, "last", hidden=0)
     tokenizer, plain = load_causal(tiny_llama).tokenizer, AutoModel.from_pretrained(tiny_llama).eval()
     text = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nwait until the dough has doubled<|im_end|>"
     hidden = plain(torch.tensor([tokenizer(text)["input_ids"]])).last_hidden_state[0, -1]

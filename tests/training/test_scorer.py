@@ -105,7 +105,7 @@ def test_the_card_states_the_polarity(trained: Path) -> None:
 @pytest.mark.parametrize(("tune", "lora_rank"), [("lora", 4), ("full", 0)])
 def test_a_decoder_learns_and_comes_back(tmp_path: Path, tiny_llama: Path, tune: str, lora_rank: int) -> None:
     pairs = planted(16, 0)
-    settings = {"trunk": "decoder", "tune": tune, "lora_rank": 4, "hidden": 0, "dropout": 0.0}
+    settings = {"trunk": "last", "tune": tune, "lora_rank": 4, "hidden": 0, "dropout": 0.0}
     optim = {"lr": 1e-2, "epochs": 8, "batch_size": 8, "log_every": 2, "schedule": "constant"}
     train(tmp_path, pairs, tiny_llama, **settings, optim=optim)
     log = [json.loads(line)["loss"] for line in (tmp_path / "scorer" / "log.jsonl").read_text().splitlines()]
@@ -211,6 +211,6 @@ def test_a_head_without_labels_gives_no_score(
 
 
 def test_lora_is_for_decoders() -> None:
-    with pytest.raises(ConfigError, match="tune: lora adapts a decoder, got trunk encoder") as caught:
+    with pytest.raises(ConfigError, match="tune: lora goes with trunk last, got pooled") as caught:
         parse_config(ScorerConfig, {"pairs": ["x"], "tune": "lora"}, "here")
     assert "\n" not in str(caught.value)

@@ -2,7 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 
-from equipoise.data.statistics import LabelCounts, PairCounts, Statistics
+from equipoise.data.correlation import Correlation
+from equipoise.data.label_counts import LabelCounts
+from equipoise.data.pair_counts import PairCounts
+from equipoise.data.sources import citations
+from equipoise.data.statistics import Statistics
+
+_STRONGEST = 5
 
 _MEANING = """A field that is missing was **not labelled**; an empty list of categories was **labelled
 harmless**. `severity` is that of the whole response: 0 safe, 1 minor, 2 moderate, 3 severe. `better` ranks
@@ -15,6 +21,8 @@ def card(stats: Statistics, title: str, description: str = "") -> str:
     """Return a data card in Markdown."""
     parts = [f"# {title}", description, _contents(stats)]
     parts += ["## Where it comes from", _table(("source", "records"), stats.sources)]
+    if cited := citations(stats.sources):
+        parts += ["Cite:", "\n".join(f"- {name}: {text}." for name, text in cited.items())]
     parts += [_table(("licence", "records"), stats.licences)]
     parts += [_table(("label origin", "records"), stats.label_origins)]
     if stats.response_labels:
@@ -55,7 +63,23 @@ def _labels(counts: LabelCounts, what: str, words: tuple[str, str]) -> str:
             f"{counts.categories_labelled} of {counts.n} {what} have a category label, "
             f"{counts.grid.n} of them a severity as well (the columns on the right)."
         )
+    if counts.correlation is not None and (strongest := counts.correlation.strongest(_STRONGEST)):
+        parts.append(_together(counts.correlation, strongest, f"{words[1]} {what}"))
     return "\n\n".join(parts)
+
+
+def _together(found: Correlation, strongest: Sequence[tuple[str, str, float]], what: str) -> str:
+    place = {name: number for number, name in enumerate(found.names)}
+    rows = [
+        (a, b, f"{phi:.2f}", *(_percent(found.conditional[place[x]][place[y]]) for x, y in ((a, b), (b, a))))
+        for a, b, phi in strongest
+    ]
+    head = ("category", "and category", "phi", "second given first", "first given second")
+    return f"Categories that go together most, over {found.n} {what}:\n\n{_grid(head, rows)}"
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.1%}"
 
 
 def _pairs(counts: PairCounts) -> str:
@@ -68,6 +92,14 @@ def _pairs(counts: PairCounts) -> str:
             f"The more helpful answer is not the safer one in {counts.better_not_safer} of "
             f"{counts.both_dimensions} pairs with both preferences ({counts.better_not_safer_share:.1%})."
         )
+        groups = (("", counts.conflict_by_state), ("severities apart by ", counts.conflict_by_gap))
+        strata = [
+            (f"{prefix}{name.replace('_', ' ')}", found.n, found.better_not_safer, _percent(found.share))
+            for prefix, group in groups
+            for name, found in group.items()
+            if found.n
+        ]
+        parts.append(_grid(("answers", "pairs", "helpful not safer", "share"), strata))
     return "\n\n".join(parts)
 
 

@@ -17,6 +17,9 @@ from equipoise.taxonomy import Taxonomy, load_taxonomy
 CONTRADICTIONS = frozenset({"contradiction", "safer", "conflict"})
 """Kinds of finding that are about labels and not about the file; `on_contradiction` is for these."""
 
+Judged = dict[bytes, tuple[bool, str]]
+"""Key of a text -> whether it was found safe, and where that stands first."""
+
 
 class Finding(NamedTuple):
     """One thing that is wrong, and where."""
@@ -64,21 +67,28 @@ def check(placed: Iterable[Placed[AnyRecord]]) -> Iterator[Finding]:
     at every place where the label differs from that of the first.
     """
     ids: dict[str, str] = {}
-    judged: dict[bytes, tuple[bool, str]] = {}
+    judged: Judged = {}
     for path, line, record in placed:
         where = f"{path}:{line}"
         issues = list(_record(record))
         before = ids.setdefault(record.id, where)
         if before != where:
             issues.append(_Issue("id", "duplicate-id", f"stands already at {before}"))
-        for field, key, safe in judgements(record):
-            first, place = judged.setdefault(key, (safe, where))
-            if first != safe:
-                words = ("safe", "unsafe") if safe else ("unsafe", "safe")
-                message = f"{words[0]}, but the same text is {words[1]} at {place}"
-                issues.append(_Issue(field, "conflict", message))
+        issues += (_Issue(field, "conflict", what) for field, what in conflicts(record, where, judged))
         for issue in issues:
             yield Finding(path, line, record.id, *issue)
+
+
+def conflicts(record: AnyRecord, where: str, judged: Judged) -> Iterator[tuple[str, str]]:
+    """Yield field and message for each text of a record that stands in `judged` with the other label.
+
+    A text that is new is added to it.
+    """
+    for field, key, safe in judgements(record):
+        first, place = judged.setdefault(key, (safe, where))
+        if first != safe:
+            words = ("safe", "unsafe") if safe else ("unsafe", "safe")
+            yield field, f"{words[0]}, but the same text is {words[1]} at {place}"
 
 
 def is_safe(labels: Labels) -> bool | None:
@@ -148,7 +158,7 @@ def _names(labels: Labels, taxonomy: Taxonomy) -> Iterator[_Issue]:
         ("rated", labels.rated or ()),
         ("category_severity", graded),
     ):
-        for name in sorted(set(names) - set(taxonomy.names)):
+        for name in sorted(name for name in names if name not in taxonomy.names):
             known = f"{len(taxonomy.names)} categories of '{taxonomy.name}'"
             message = f"no category '{name:.60}' among the {known}{near(name, taxonomy.names)}"
             yield _Issue(field, "category", message)

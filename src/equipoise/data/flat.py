@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
 
+from equipoise.data.json_text import LINE, JsonError, load_json
 from equipoise.data.rows import LineError, Row, file_format, kind_and_size
 from equipoise.records import Record
 
@@ -43,8 +44,6 @@ def unflatten(row: Row, kind: type[Record]) -> Row:
     for name in ("provenance", *_CELLS_OF_JSON):
         if is_text.get(name):
             values[name] = _json_cell(row, name, values[name])
-    if isinstance(values.get("category_severity"), list):
-        values["category_severity"] = dict(values["category_severity"])  # an Arrow map
     if "messages" in values:
         values["prompt"] = values.pop("messages")
     for name in _CHOICES:
@@ -56,9 +55,19 @@ def unflatten(row: Row, kind: type[Record]) -> Row:
                 values[name] = _csv_cell(kind, name, value)
         for name in {"prompt", "response"} & kind.model_fields.keys() & row.values.keys():
             values.setdefault(name, "")  # these are always given, so an empty cell is an empty text
-    return row._replace(
-        values={name: value if name == "provenance" else _pruned(value) for name, value in values.items()}
+    provenance = {name: values.pop(name) for name in ("provenance",) if name in values}
+    try:
+        return row._replace(values=_pruned(values) | provenance)
+    except RecursionError:
+        raise LineError(row.path, row.line, LINE, "a value that is nested too deep") from None
+
+
+def _mapping(value: Any) -> Any:
+    """Turn an Arrow map, which is a list of names and values, back; anything else stays, to be refused."""
+    is_map = isinstance(value, list) and all(
+        isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str) for entry in value
     )
+    return dict(value) if is_map else value
 
 
 def _pruned(value: Any) -> Any:
@@ -67,17 +76,16 @@ def _pruned(value: Any) -> Any:
         return [_pruned(item) for item in value]
     if isinstance(value, dict):
         kept = {name: _pruned(item) for name, item in value.items() if item is not None}
-        if isinstance(kept.get("category_severity"), list):
-            kept["category_severity"] = dict(kept["category_severity"])
-        return kept
+        return {name: _mapping(item) if name == "category_severity" else item for name, item in kept.items()}
     return value
 
 
 def _json_cell(row: Row, name: str, text: str) -> Any:
     try:
-        return json.loads(text)
-    except ValueError:
-        raise LineError(row.path, row.line, name, "expected JSON, got " + kind_and_size(text)) from None
+        return load_json(text)
+    except JsonError as exc:
+        what = f"expected JSON, got {kind_and_size(text)} ({exc.what})"
+        raise LineError(row.path, row.line, name, what) from None
 
 
 def _csv_cell(kind: type[Record], name: str, value: Any) -> Any:
@@ -87,8 +95,8 @@ def _csv_cell(kind: type[Record], name: str, value: Any) -> Any:
         return value in {"true", "True"}
     if (int in types or float in types) and str not in types:
         try:
-            return json.loads(value)
-        except ValueError:
+            return load_json(value)
+        except JsonError:
             return value
     return value
 

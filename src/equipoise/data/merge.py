@@ -1,10 +1,10 @@
 """Several files of one kind of record as one, each text with the same labels once."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from equipoise.data.check import Finding, judgements
+from equipoise.data.check import Finding, Judged, conflicts
 from equipoise.data.identity import AnyRecord, text_key, texts_of
 from equipoise.data.io import Placed
 from equipoise.errors import DataError
@@ -15,9 +15,8 @@ _SWAPPED = {0: 1, 1: 0}
 
 
 class Merged(NamedTuple):
-    """The records that are left, what was left out, and what to look at."""
+    """What a merge left out and changed, and what to look at."""
 
-    records: list[AnyRecord]
     duplicates: list[str]
     """Places, as `path:line`, of records that stood before with the same texts and labels."""
     renamed: dict[str, str]
@@ -26,8 +25,8 @@ class Merged(NamedTuple):
     """Texts that are labelled safe here and unsafe there; both are kept."""
 
 
-def merge(placed: Iterable[Placed[AnyRecord]]) -> Merged:
-    """Concatenate records and drop those that repeat the texts and the labels of an earlier one.
+def merge(placed: Iterable[Placed[AnyRecord]], log: Merged) -> Iterator[AnyRecord]:
+    """Yield records but those that repeat the texts and the labels of an earlier one; tell `log` the rest.
 
     A pair whose answers stand the other way round is the same pair. Where the texts are equal and the
     labels are not, all are kept. An id that is taken by another record gets a number behind it.
@@ -35,10 +34,9 @@ def merge(placed: Iterable[Placed[AnyRecord]]) -> Merged:
     Raises:
         DataError: records of more than one kind, or of more than one taxonomy.
     """
-    result = Merged([], [], {}, [])
-    seen: set[tuple[bytes, str]] = set()
+    seen: set[bytes] = set()
     ids: set[str] = set()
-    judged: dict[bytes, tuple[bool, str]] = {}
+    judged: Judged = {}
     first: AnyRecord | None = None
     for path, line, record in placed:
         where = f"{path}:{line}"
@@ -46,26 +44,21 @@ def merge(placed: Iterable[Placed[AnyRecord]]) -> Merged:
         _refuse_mixture(where, first, record)
         key = _identity(record)
         if key in seen:
-            result.duplicates.append(where)
+            log.duplicates.append(where)
             continue
         seen.add(key)
-        for field, text, safe in judgements(record):
-            before, place = judged.setdefault(text, (safe, where))
-            if before != safe:
-                words = ("safe", "unsafe") if safe else ("unsafe", "safe")
-                message = f"{words[0]}, but the same text is {words[1]} at {place}"
-                result.conflicts.append(Finding(path, line, record.id, field, "conflict", message))
+        for field, message in conflicts(record, where, judged):
+            log.conflicts.append(Finding(path, line, record.id, field, "conflict", message))
         fresh = _free_id(record.id, ids)
         ids.add(fresh)
         if fresh != record.id:
-            result.renamed[where] = fresh
+            log.renamed[where] = fresh
             record = record.model_copy(update={"id": fresh})  # noqa: PLW2901
-        result.records.append(record)
-    return result
+        yield record
 
 
-def _identity(record: AnyRecord) -> tuple[bytes, str]:
-    """Texts and labels of a record; a pair in the order in which its answers sort."""
+def _identity(record: AnyRecord) -> bytes:
+    """Stand for texts and labels of a record; of a pair in the order in which its answers sort."""
     values: dict[str, Any] = record.model_dump(mode="json", exclude=_NOT_LABELS)
     texts = texts_of(record)
     if isinstance(record, Pair) and texts[1] > texts[2]:
@@ -76,7 +69,7 @@ def _identity(record: AnyRecord) -> tuple[bytes, str]:
     for part in (values, *values.get("answers", ())):
         part.pop("prompt", None)
         part.pop("response", None)
-    return text_key(texts), json.dumps(values, sort_keys=True)
+    return text_key([*texts, json.dumps(values, sort_keys=True)])
 
 
 def _free_id(own: str, taken: set[str]) -> str:

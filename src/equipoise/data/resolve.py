@@ -11,7 +11,7 @@ leave out every record with that text. Other problems (an unreadable line, an un
 taxonomy, an id twice) are errors under every choice.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Literal, NamedTuple
 
 from equipoise.data.check import CONTRADICTIONS, Finding, FoundError, judgements, ranked_safer
@@ -23,20 +23,23 @@ OnContradiction = Literal["error", "drop", "flip", "keep"]
 
 
 class Resolved(NamedTuple):
-    """The records that are left, and what became of the others."""
+    """What became of the records that take part in a contradiction: their places, as `path:line`."""
 
-    records: list[AnyRecord]
     dropped: list[str]
-    """Places, as `path:line`."""
     flipped: list[str]
     kept: list[str]
-    """Places of records that contradict themselves or another and were kept as they are."""
 
 
 def resolve(
-    placed: Sequence[Placed[AnyRecord]], findings: Iterable[Finding], mode: OnContradiction
-) -> Resolved:
-    """Apply a choice to checked records; `findings` are those of `check` over the same records.
+    placed: Iterable[Placed[AnyRecord]], findings: Iterable[Finding], mode: OnContradiction, log: Resolved
+) -> Iterator[AnyRecord]:
+    """Yield what a choice leaves of checked records, and tell `log` of the others.
+
+    Args:
+        placed: The records; they are gone through twice.
+        findings: Those of `check` over the same records.
+        mode: The choice.
+        log: Gets the places.
 
     Raises:
         FoundError: a finding that the choice does not cover.
@@ -48,30 +51,29 @@ def resolve(
     kinds: dict[tuple[str, int], set[str]] = {}
     for found in findings:
         kinds.setdefault((found.path, found.line), set()).add(found.kind)
-    for path, line in _in_conflict(placed):
-        kinds.setdefault((path, line), set()).add("conflict")
-    result = Resolved([], [], [], [])
+    both = _labelled_both_ways(placed) if any(found.kind == "conflict" for found in findings) else set()
     for path, line, record in placed:
-        problems, where = kinds.get((path, line)), f"{path}:{line}"
+        problems, where = kinds.get((path, line), set()), f"{path}:{line}"
+        if both and any(key in both for _, key, _ in judgements(record)):
+            problems.add("conflict")
         if not problems:
-            result.records.append(record)
+            yield record
         elif mode == "keep":
-            result.records.append(record)
-            result.kept.append(where)
+            log.kept.append(where)
+            yield record
         elif mode == "flip" and problems == {"safer"} and isinstance(record, Pair):
-            result.records.append(record.model_copy(update={"safer": ranked_safer(record)}))
-            result.flipped.append(where)
+            log.flipped.append(where)
+            yield record.model_copy(update={"safer": ranked_safer(record)})
         else:
-            result.dropped.append(where)
-    return result
+            log.dropped.append(where)
 
 
-def _in_conflict(placed: Sequence[Placed[AnyRecord]]) -> Iterator[tuple[str, int]]:
-    """Yield the places of all records with a text that is labelled both ways."""
-    labels: dict[bytes, set[bool]] = {}
+def _labelled_both_ways(placed: Iterable[Placed[AnyRecord]]) -> set[bytes]:
+    """Return the keys of all texts that are labelled safe here and unsafe there."""
+    labels: dict[bytes, bool] = {}
+    found = set()
     for item in placed:
         for _, key, safe in judgements(item.record):
-            labels.setdefault(key, set()).add(safe)
-    for path, line, record in placed:
-        if any(len(labels[key]) > 1 for _, key, _ in judgements(record)):
-            yield path, line
+            if labels.setdefault(key, safe) != safe:
+                found.add(key)
+    return found

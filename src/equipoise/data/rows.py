@@ -8,7 +8,6 @@ import csv
 import gzip
 import json
 import math
-import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import date, datetime, time, timedelta
@@ -16,13 +15,16 @@ from decimal import Decimal
 from pathlib import Path
 from typing import IO, Any, NamedTuple, NoReturn, cast
 
+from equipoise.data.json_text import LINE, JsonError, field_at, load_json
 from equipoise.errors import DataError
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet", ".csv")
 
-_KEY = re.compile(r'"([^"\\]{1,60})"\s*:')
-_SURROGATE = re.compile(r"[\ud800-\udfff]")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+_NOT_UTF_8 = "the file is UTF-16; expected UTF-8"
+_LONGEST = 80
+"""Characters of a field's name that an error shows."""
 
 
 class LineError(DataError):
@@ -33,6 +35,8 @@ class LineError(DataError):
 
     def __init__(self, path: Path | str, line: int, field: str, what: str, record: str | None = None) -> None:
         """Make the message `path:line: field: what`; `record` is the row's id where it was read."""
+        field = field if len(field) <= _LONGEST else field[: _LONGEST - 3] + "..."
+        field = "".join(each if each.isprintable() else "?" for each in field)
         super().__init__(f"{path}:{line}: {field}: {what}")
         self.path = str(path)
         self.line = line
@@ -140,6 +144,9 @@ def _json_lines(path: Path, on_bad: OnBad) -> Iterator[Row]:
         try:
             for number, line in enumerate(handle, start=1):
                 if number == 1:
+                    if line.startswith(_UTF_16):
+                        on_bad(LineError(path, 1, LINE, _NOT_UTF_8))
+                        return
                     line = line.removeprefix(_BYTE_ORDER_MARK)  # noqa: PLW2901
                 if line.strip():
                     try:
@@ -149,43 +156,22 @@ def _json_lines(path: Path, on_bad: OnBad) -> Iterator[Row]:
                     else:
                         yield row
         except (EOFError, zlib.error, gzip.BadGzipFile) as exc:
-            on_bad(LineError(path, number + 1, "line", f"the gzip data ends or breaks here ({exc})"))
+            on_bad(LineError(path, number + 1, LINE, f"the gzip data ends or breaks here ({exc})"))
 
 
 def _parse(path: Path, number: int, line: bytes) -> dict[str, Any]:
     try:
-        text = line.decode("utf-8")
+        value = load_json(line.decode("utf-8"))
     except UnicodeDecodeError as exc:
-        field = _last_key(line[: exc.start].decode("utf-8", "replace"))
         what = f"byte {exc.start + 1} of the line is not UTF-8, got 0x{line[exc.start]:02x}"
-        raise LineError(path, number, field, what) from None
-    try:
-        value = json.loads(text, parse_constant=_refuse_constant)
-    except json.JSONDecodeError as exc:
-        cut = exc.pos >= len(text.rstrip()) or exc.msg.startswith("Unterminated string")
-        what = "the line is cut off" if cut else f"not JSON: {exc.msg.lower()}"
-        raise LineError(
-            path, number, _last_key(text[: exc.pos]), f"{what} at character {exc.pos + 1}"
-        ) from None
-    except (ValueError, RecursionError) as exc:
-        raise LineError(path, number, "line", f"not JSON: {str(exc)[:60]}") from None
+        if exc.reason == "unexpected end of data":
+            what = f"the line is cut off within a character, after byte {len(line)}"
+        raise LineError(path, number, field_at(line[: exc.start].decode("utf-8")), what) from None
+    except JsonError as exc:
+        raise LineError(path, number, exc.field, exc.what) from None
     if not isinstance(value, dict):
-        raise LineError(path, number, "line", f"expected a mapping, got {kind_and_size(value)}")
-    if "\\u" in text:
-        for name, item in value.items():
-            if _SURROGATE.search(json.dumps(item, ensure_ascii=False)):
-                raise LineError(path, number, name, "half of a surrogate pair, which is no Unicode text")
+        raise LineError(path, number, LINE, f"expected a mapping, got {kind_and_size(value)}")
     return value
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")
-
-
-def _last_key(text: str) -> str:
-    """Name of the field that was being read where a line breaks."""
-    found = _KEY.findall(text)
-    return found[-1] if found else "line"
 
 
 def _csv(path: Path, on_bad: OnBad) -> Iterator[Row]:
@@ -204,7 +190,7 @@ def _csv(path: Path, on_bad: OnBad) -> Iterator[Row]:
             except StopIteration:
                 return
             except csv.Error as exc:
-                on_bad(LineError(path, start, "line", f"not CSV: {exc}"))
+                on_bad(LineError(path, start, LINE, f"not CSV: {exc}"))
                 continue
             if not cells:
                 continue
@@ -214,25 +200,30 @@ def _csv(path: Path, on_bad: OnBad) -> Iterator[Row]:
                 else:
                     yield Row(str(path), start, _cells(path, start, header, cells))
             except LineError as error:
-                if not header:
-                    raise
                 on_bad(error)
+                if not header:  # nothing else can be named without it
+                    return
 
 
 def _header(path: Path, line: int, cells: list[str]) -> list[str]:
-    raw = [cell.encode("latin-1").removeprefix(_BYTE_ORDER_MARK) for cell in cells]
-    names = [_utf8(path, line, "header", cell) for cell in raw]
-    for name in names:
-        if names.count(name) > 1:
-            raise LineError(path, line, "header", f"column '{name}' stands twice")
+    first, *rest = [cell.encode("latin-1") for cell in cells]
+    if first.startswith(_UTF_16):
+        raise LineError(path, line, "header", _NOT_UTF_8)
+    names = [_utf8(path, line, "header", cell) for cell in (first.removeprefix(_BYTE_ORDER_MARK), *rest)]
+    if what := _twice(names):
+        raise LineError(path, line, "header", what)
     return names
+
+
+def _twice(names: list[str]) -> str:
+    """Say which column stands twice; empty where none does."""
+    twice = [name for name in names if names.count(name) > 1]
+    return f"column '{column_names(twice[:1])}' stands twice" if twice else ""
 
 
 def _cells(path: Path, line: int, header: list[str], cells: list[str]) -> dict[str, Any]:
     if len(cells) != len(header):
-        raise LineError(
-            path, line, "line", f"expected {len(header)} cells as in the header, got {len(cells)}"
-        )
+        raise LineError(path, line, LINE, f"expected {len(header)} cells as in the header, got {len(cells)}")
     pairs = zip(header, cells, strict=True)
     return {name: _utf8(path, line, name, cell.encode("latin-1")) or None for name, cell in pairs}
 
@@ -252,27 +243,34 @@ def _parquet(path: Path, on_bad: OnBad) -> Iterator[Row]:
     number = 0
     try:
         with parquet.ParquetFile(path) as file:
+            if what := _twice(file.schema_arrow.names):
+                on_bad(LineError(path, 1, "header", what))
+                return
             for batch in file.iter_batches(batch_size=1024):
                 for values in _batch(batch):
                     number += 1
-                    bad = next(
-                        (name for name, value in values.items() if isinstance(value, UnicodeError)), None
-                    )
+                    bad = next((name for name, item in values.items() if isinstance(item, Exception)), None)
                     if bad is None:
                         yield Row(str(path), number, {name: plain(item) for name, item in values.items()})
-                    else:
+                    elif isinstance(values[bad], UnicodeError):
                         on_bad(LineError(path, number, bad, "a text is not UTF-8"))
-    except (pa.ArrowInvalid, OSError) as exc:
-        raise DataError(
-            f"{path}: not a Parquet file, or a broken one ({str(exc).splitlines()[0][:80]})"
-        ) from exc
+                    else:
+                        what = f"a value that cannot be read ({str(values[bad])[:80]})"
+                        on_bad(LineError(path, number, bad, what))
+    except (pa.ArrowException, OSError) as exc:
+        what = f"not a Parquet file, or a broken one ({str(exc).splitlines()[0][:80]})"
+        on_bad(LineError(path, number + 1, LINE, what))
+
+
+_UNREADABLE = (ValueError, OverflowError, LookupError)
+"""What Arrow raises for a text that is not UTF-8, a date out of range, an unknown time zone."""
 
 
 def _batch(batch: Any) -> list[dict[str, Any]]:
-    """Rows of an Arrow batch; a text that is not UTF-8 stands as the error it raised."""
+    """Rows of an Arrow batch; a value that cannot be read stands as the error it raised."""
     try:
         return cast(list[dict[str, Any]], batch.to_pylist())
-    except UnicodeDecodeError:
+    except _UNREADABLE:
         columns = {name: batch.column(name) for name in batch.schema.names}
         rows = range(batch.num_rows)
         return [{name: _item(column, row) for name, column in columns.items()} for row in rows]
@@ -281,7 +279,7 @@ def _batch(batch: Any) -> list[dict[str, Any]]:
 def _item(column: Any, row: int) -> Any:
     try:
         return column[row].as_py()
-    except UnicodeDecodeError as exc:
+    except _UNREADABLE as exc:
         return exc
 
 

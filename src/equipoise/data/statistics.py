@@ -1,22 +1,26 @@
 """What a data set holds, in numbers: counts only, no text.
 
-A share is None where nothing is labelled, which is another thing than 0.
+A share is None where nothing is labelled, which is another thing than 0. Records are counted as they go
+by and not held: memory grows with the number of distinct prompts and label combinations only.
 """
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from equipoise.data.check import is_safe
-from equipoise.data.identity import AnyRecord
+from equipoise.data.identity import AnyRecord, text_key
+from equipoise.data.label_counts import Combination, LabelCounts, combination, label_counts
+from equipoise.data.pair_counts import Kind, PairCounts, kind_of, pair_counts
 from equipoise.data.splits import normalise_prompt
-from equipoise.errors import TaxonomyError
-from equipoise.records import REFUSALS, Exchange, Labels, Pair, Prompt, text_of
-from equipoise.taxonomy import load_taxonomy
+from equipoise.records import REFUSALS, Answer, Exchange, Labels, Pair, Prompt, text_of
 
-_LEVELS = 4
+R = TypeVar("R", bound=AnyRecord)
+
+_SAFETY: dict[bool | None, str] = {True: "safe", False: "unsafe", None: "unlabelled"}
 
 
 class _Frozen(BaseModel):
@@ -26,58 +30,26 @@ class _Frozen(BaseModel):
 class Lengths(_Frozen):
     """Lengths of texts in words, as white space separates them."""
 
+    n: int
+    """Texts."""
+    percentile_10: float
+    percentile_25: float
     median: float
+    percentile_75: float
     percentile_90: float
 
 
-class Grid(_Frozen):
-    """Categories and severity of the responses that have both labels."""
+class SourceCounts(_Frozen):
+    """What one source gave."""
 
-    n: int
-    """Responses with categories and severity."""
-    cells: dict[str, list[int]]
-    """Category -> how many are flagged with it and have severity 0, 1, 2, 3."""
-
-    def share(self, category: str, severity: int) -> float | None:
-        """P(category flagged and severity equals it), 0..1."""
-        return self.cells[category][severity] / self.n if self.n else None
-
-
-class LabelCounts(_Frozen):
-    """Labels of responses, or of prompts (where unsafe stands for harmful)."""
-
-    n: int
-    safe: int
+    records: int
+    responses: int
     unsafe: int
-    unlabelled: int
-    safe_share: float | None
-    """Of those that are labelled."""
-    severity: list[int]
-    """How many have severity 0, 1, 2, 3."""
-    severity_unlabelled: int
-    categories: dict[str, int]
-    """Category -> how many are flagged, in the order of the taxonomy."""
-    categories_labelled: int
-    """How many have a category label at all, an empty one included."""
-    grid: Grid
-
-
-class PairCounts(_Frozen):
-    """Safety of the two answers, and how the preferences go together."""
-
-    n: int
-    both_safe: int
-    mixed: int
-    both_unsafe: int
-    unlabelled: int
-    labelled: dict[str, int]
-    """Preference (`better`, `safer`, `overall`) -> how many pairs have it, ties included."""
-    ties: dict[str, int]
-    both_dimensions: int
-    """Pairs with `better` and `safer`, neither a tie."""
-    better_not_safer: int
-    better_not_safer_share: float | None
-    """Of `both_dimensions`."""
+    """Of the responses."""
+    unsafe_share: float | None
+    """Of the responses that are labelled."""
+    prompt_words: Lengths | None
+    response_words: Lengths | None
 
 
 class Statistics(_Frozen):
@@ -100,117 +72,132 @@ class Statistics(_Frozen):
     pair_counts: PairCounts | None
     prompt_words: Lengths | None
     response_words: Lengths | None
+    response_words_by_safety: dict[str, Lengths]
+    """`safe`, `unsafe` and `unlabelled`, where there are any."""
+    by_source: dict[str, SourceCounts]
+
+
+class Counting:
+    """Counts over records as they go by."""
+
+    def __init__(self) -> None:
+        """Start at nothing."""
+        self._kinds: Counter[type[AnyRecord]] = Counter()
+        self._prompts: set[bytes] = set()
+        self._taxonomies: Counter[str] = Counter()
+        self._licences: Counter[str] = Counter()
+        self._origins: Counter[str] = Counter()
+        self._sources: Counter[str] = Counter()
+        self._prompt_labels: Counter[Combination] = Counter()
+        self._labels: Counter[Combination] = Counter()
+        self._refusals: Counter[str] = Counter()
+        self._pairs: Counter[Kind] = Counter()
+        # words of a text -> how many texts have so many
+        self._prompt_words: defaultdict[str, Counter[int]] = defaultdict(Counter)
+        self._words: defaultdict[tuple[str, bool | None], Counter[int]] = defaultdict(Counter)
+
+    def watch(self, records: Iterable[R]) -> Iterator[R]:
+        """Yield the records and count each."""
+        for record in records:
+            self.add(record)
+            yield record
+
+    def add(self, record: AnyRecord) -> None:
+        """Count one record."""
+        prompt = text_of(record.prompt)
+        self._kinds[type(record)] += 1
+        self._prompts.add(text_key([normalise_prompt(prompt)]))
+        self._taxonomies[record.taxonomy] += 1
+        self._licences[record.licence] += 1
+        self._origins[record.label_origin or "unknown"] += 1
+        self._sources[record.source] += 1
+        self._prompt_words[record.source][len(prompt.split())] += 1
+        match record:
+            case Prompt():
+                self._prompt_labels[combination(_labels_of(record))] += 1
+            case Exchange():
+                self._add_response(record, record.source)
+            case Pair():
+                self._pairs[kind_of(record)] += 1
+                for answer in record.answers:
+                    self._add_response(answer, record.source)
+
+    def _add_response(self, answer: Answer | Exchange, source: str) -> None:
+        labels = combination(answer)
+        self._labels[labels] += 1
+        self._refusals[answer.refusal or "unlabelled"] += 1
+        self._words[source, labels.safe][len(answer.response.split())] += 1
+
+    def result(self) -> Statistics:
+        """Return the numbers so far."""
+        taxonomies, sources = _frequent(self._taxonomies), _frequent(self._sources)
+        by_safety = {word: _lengths(self._words_of(sources, [sign])) for sign, word in _SAFETY.items()}
+        return Statistics(
+            prompts=self._kinds[Prompt],
+            exchanges=self._kinds[Exchange],
+            pairs=self._kinds[Pair],
+            distinct_prompts=len(self._prompts),
+            taxonomies=taxonomies,
+            licences=_frequent(self._licences),
+            sources=sources,
+            label_origins=_frequent(self._origins),
+            prompt_labels=label_counts(self._prompt_labels, taxonomies),
+            response_labels=label_counts(self._labels, taxonomies),
+            refusals={name: self._refusals[name] for name in (*REFUSALS, "unlabelled") if self._refusals},
+            pair_counts=pair_counts(self._pairs),
+            prompt_words=_lengths(_sum(self._prompt_words.values())),
+            response_words=_lengths(self._words_of(sources, _SAFETY)),
+            response_words_by_safety={word: found for word, found in by_safety.items() if found},
+            by_source={name: self._source(name) for name in sources},
+        )
+
+    def _source(self, name: str) -> SourceCounts:
+        words = self._words_of([name], _SAFETY)
+        safe, unsafe = (self._words_of([name], [sign]).total() for sign in (True, False))
+        return SourceCounts(
+            records=self._sources[name],
+            responses=words.total(),
+            unsafe=unsafe,
+            unsafe_share=unsafe / (safe + unsafe) if safe + unsafe else None,
+            prompt_words=_lengths(self._prompt_words[name]),
+            response_words=_lengths(words),
+        )
+
+    def _words_of(self, sources: Iterable[str], signs: Iterable[bool | None]) -> Counter[int]:
+        keys = itertools.product(sources, signs)
+        return _sum(self._words[key] for key in keys if key in self._words)
 
 
 def statistics(records: Iterable[AnyRecord]) -> Statistics:
     """Count what records hold; they may be of several kinds."""
-    rows = list(records)
-    prompts = [row for row in rows if isinstance(row, Prompt)]
-    pairs = [row for row in rows if isinstance(row, Pair)]
-    exchanges = [row for row in rows if isinstance(row, Exchange)]
-    answers: list[tuple[Labels, str]] = [(row, row.response) for row in exchanges]
-    answers += [(answer, answer.response) for row in pairs for answer in row.answers]
-    taxonomies = _counted(row.taxonomy for row in rows)
-    refusals: Counter[str] = Counter(labels.refusal or "unlabelled" for labels, _ in answers)
-    return Statistics(
-        prompts=len(prompts),
-        exchanges=len(exchanges),
-        pairs=len(pairs),
-        distinct_prompts=len({normalise_prompt(text_of(row.prompt)) for row in rows}),
-        taxonomies=taxonomies,
-        licences=_counted(row.licence for row in rows),
-        sources=_counted(row.source for row in rows),
-        label_origins=_counted(row.label_origin or "unknown" for row in rows),
-        prompt_labels=_label_counts([_prompt_labels(row) for row in prompts], taxonomies),
-        response_labels=_label_counts([labels for labels, _ in answers], taxonomies),
-        refusals={name: refusals[name] for name in (*REFUSALS, "unlabelled")} if answers else {},
-        pair_counts=_pair_counts(pairs),
-        prompt_words=_lengths([text_of(row.prompt) for row in rows]),
-        response_words=_lengths([text for _, text in answers]),
-    )
+    counting = Counting()
+    for record in records:
+        counting.add(record)
+    return counting.result()
 
 
-def _counted(values: Iterable[str]) -> dict[str, int]:
-    """Count values, the most frequent first."""
-    return dict(sorted(Counter(values).items(), key=lambda item: (-item[1], item[0])))
+def _frequent(counts: Mapping[str, int]) -> dict[str, int]:
+    """Return counts, the most frequent first."""
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
-def _prompt_labels(row: Prompt) -> Labels:
+def _labels_of(row: Prompt) -> Labels:
     safe = None if row.is_harmful is None else not row.is_harmful
     return Labels(is_safe=safe, severity=row.severity, categories=row.categories)
 
 
-def _label_counts(labels: Sequence[Labels], taxonomies: Mapping[str, int]) -> LabelCounts | None:
-    if not labels:
+def _sum(counters: Iterable[Counter[int]]) -> Counter[int]:
+    total: Counter[int] = Counter()
+    for each in counters:
+        total.update(each)
+    return total
+
+
+def _lengths(counts: Counter[int]) -> Lengths | None:
+    """Return percentiles of lengths that are given as how many texts have each."""
+    if not counts:
         return None
-    signs = Counter(is_safe(label) for label in labels)
-    severity = Counter(label.severity for label in labels)
-    flagged = Counter(name for label in labels for name in label.categories or ())
-    names = _ordered(flagged, taxonomies)
-    cells = {name: [0] * _LEVELS for name in names}
-    both = [label for label in labels if label.categories is not None and label.severity is not None]
-    for label in both:
-        for name in label.categories or ():
-            cells[name][label.severity or 0] += 1
-    known = signs[True] + signs[False]
-    return LabelCounts(
-        n=len(labels),
-        safe=signs[True],
-        unsafe=signs[False],
-        unlabelled=signs[None],
-        safe_share=signs[True] / known if known else None,
-        severity=[severity[level] for level in range(_LEVELS)],
-        severity_unlabelled=severity[None],
-        categories={name: flagged[name] for name in names},
-        categories_labelled=sum(label.categories is not None for label in labels),
-        grid=Grid(n=len(both), cells=cells),
-    )
-
-
-def _ordered(flagged: Mapping[str, int], taxonomies: Iterable[str]) -> list[str]:
-    """Names of all categories in the order of their taxonomy; names that it lacks come last."""
-    names: list[str] = []
-    for taxonomy in taxonomies:
-        try:
-            names += load_taxonomy(taxonomy).names
-        except TaxonomyError:  # `check` reports it; the numbers are still worth having
-            continue
-    return [*names, *sorted(set(flagged) - set(names))]
-
-
-def _pair_counts(pairs: Sequence[Pair]) -> PairCounts | None:
-    if not pairs:
-        return None
-    states = Counter(_state(pair) for pair in pairs)
-    dimensions = ("better", "safer", "overall")
-    chosen = {name: [getattr(pair, name) for pair in pairs] for name in dimensions}
-    strict = [p for p in pairs if p.better in {0, 1} and p.safer in {0, 1}]
-    against = sum(p.better != p.safer for p in strict)
-    return PairCounts(
-        n=len(pairs),
-        both_safe=states["both_safe"],
-        mixed=states["mixed"],
-        both_unsafe=states["both_unsafe"],
-        unlabelled=states["unlabelled"],
-        labelled={name: sum(value is not None for value in values) for name, values in chosen.items()},
-        ties={name: values.count("tie") for name, values in chosen.items()},
-        both_dimensions=len(strict),
-        better_not_safer=against,
-        better_not_safer_share=against / len(strict) if strict else None,
-    )
-
-
-def _state(pair: Pair) -> str:
-    signs = {is_safe(answer) for answer in pair.answers}
-    if None in signs:
-        return "unlabelled"
-    if len(signs) == 2:
-        return "mixed"
-    return "both_safe" if True in signs else "both_unsafe"
-
-
-def _lengths(texts: Sequence[str]) -> Lengths | None:
-    if not texts:
-        return None
-    words = np.array([len(text.split()) for text in texts])
-    return Lengths(median=float(np.median(words)), percentile_90=float(np.percentile(words, 90)))
+    words = np.repeat(list(counts), list(counts.values()))
+    points = [float(value) for value in np.percentile(words, [10, 25, 50, 75, 90])]
+    names = ("percentile_10", "percentile_25", "median", "percentile_75", "percentile_90")
+    return Lengths(n=len(words), **dict(zip(names, points, strict=True)))

@@ -1,8 +1,10 @@
 """The runs that make data: settings, and what each does. The command line and recipes use the same."""
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple, cast
 
 from pydantic import Field, model_validator
 
@@ -10,17 +12,24 @@ from equipoise.config import Config, InputPath
 from equipoise.data.card import card
 from equipoise.data.check import Finding, FoundError, check, unreadable
 from equipoise.data.identity import AnyRecord
-from equipoise.data.io import NoRowsError, Placed, read_placed, record_kind, write_records
-from equipoise.data.merge import merge
-from equipoise.data.resolve import OnContradiction, resolve
+from equipoise.data.io import (
+    NoRowsError,
+    Placed,
+    read_placed,
+    record_kind,
+    write_records,
+    writing_records,
+)
+from equipoise.data.merge import Merged, merge
+from equipoise.data.resolve import OnContradiction, Resolved, resolve
 from equipoise.data.rows import LineError, OnBad, fail, read_rows
 from equipoise.data.sources import find_source, hub_rows, import_records
 from equipoise.data.splits import check_fractions, split
-from equipoise.data.statistics import Statistics, statistics
+from equipoise.data.statistics import Counting, Statistics, statistics
+from equipoise.data.statistics_page import page
 from equipoise.errors import ConfigError, DataError
 from equipoise.lineage import Run, Step, write_text
 from equipoise.progress import track
-from equipoise.records import Record
 
 
 class ImportConfig(Config):
@@ -81,6 +90,12 @@ class CardConfig(FilesConfig):
     description: str = ""
 
 
+class StatsConfig(FilesConfig):
+    """Settings of the page of statistics."""
+
+    title: str = "Data statistics"
+
+
 def read_files(files: Sequence[Path], on_bad: OnBad | None = None) -> Iterator[Placed[AnyRecord]]:
     """Yield the records of files of records, the kind of each told by its first row."""
     for path in files:
@@ -94,13 +109,37 @@ def read_files(files: Sequence[Path], on_bad: OnBad | None = None) -> Iterator[P
         yield from track(rows, f"reading {path.name}")
 
 
-def check_files(files: Sequence[Path]) -> tuple[list[Placed[AnyRecord]], list[Finding]]:
-    """Read files and return the records that can be read, and all that is wrong, in order of place."""
+class Checked(NamedTuple):
+    """How many records can be read, and all that is wrong, in order of place."""
+
+    records: int
+    findings: list[Finding]
+
+
+def check_files(files: Sequence[Path]) -> Checked:
+    """Read files and check what is in them; memory grows with ids and texts' hashes only."""
     bad: list[LineError] = []
-    placed = list(read_files(files, bad.append))
+    counting = Counter[str]()
+    findings = list(check(_counted(read_files(files, bad.append), counting)))
     order = {str(path): index for index, path in enumerate(files)}
-    findings = [*map(unreadable, bad), *check(placed)]
-    return placed, sorted(findings, key=lambda found: (order[found.path], found.line))
+    findings += map(unreadable, bad)
+    return Checked(counting.total(), sorted(findings, key=lambda found: (order[found.path], found.line)))
+
+
+def _counted(placed: Iterable[Placed[AnyRecord]], counts: Counter[str]) -> Iterator[Placed[AnyRecord]]:
+    for item in placed:
+        counts[item.path] += 1
+        yield item
+
+
+class _Readable:
+    """The records of files that can be read, from the start whenever they are gone through."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self.files = files
+
+    def __iter__(self) -> Iterator[Placed[AnyRecord]]:
+        return read_files(self.files, lambda _: None)
 
 
 def statistics_of(files: Sequence[Path]) -> Statistics:
@@ -117,63 +156,78 @@ def _import(config: ImportConfig, run: Run) -> None:
         assert config.hub_id is not None
         rows = hub_rows(config.hub_id, split=config.split, subset=config.subset, revision=config.revision)
     found = import_records(config.source, rows, licence=config.licence, on_bad=bad.append)
-    records = list(track(found, f"importing {config.source}"))
+    records = cast(Iterator[AnyRecord], track(found, f"importing {config.source}"))  # no judgements
+    stats = _write(run, _imported(config, records, bad))
+    about = f"Imported as `{config.source}`; {len(bad)} rows could not be read."
+    write_text(run.card, card(stats, "Imported data", about))
+    kinds = {"Prompt": stats.prompts, "Exchange": stats.exchanges, "Pair": stats.pairs}
+    (kind,) = (name for name, count in kinds.items() if count)
+    run.notes |= {"kind": kind, "skipped": [str(error) for error in bad]}
+
+
+def _imported(
+    config: ImportConfig, records: Iterator[AnyRecord], bad: Sequence[LineError]
+) -> Iterator[AnyRecord]:
+    """Yield the records; at the end, stop the import if rows were bad or there was none."""
+    first = next(records, None)
+    if first is not None:
+        yield first
+    yield from records
     if bad and config.on_bad == "error":
         raise FoundError("nothing was imported", [unreadable(error) for error in bad])
-    if not records:
+    if first is None:
         raise DataError(f"{config.path or config.hub_id}: no row to import")
-    _write(run, records)
-    run.notes |= {"kind": type(records[0]).__name__, "skipped": [str(error) for error in bad]}
 
 
 def _check(config: CheckConfig, run: Run) -> None:
-    placed, findings = check_files(config.files)
-    left = resolve(placed, findings, config.on_contradiction)
-    _write(run, left.records)
-    run.notes |= {
-        "findings": [str(found) for found in findings],
-        "dropped": list(left.dropped),
-        "flipped": list(left.flipped),
-        "kept": list(left.kept),
-    }
+    findings, left = check_files(config.files).findings, Resolved([], [], [])
+    stats = _write(run, resolve(_Readable(config.files), findings, config.on_contradiction, left))
+    about = (
+        f"{len(findings)} findings, treated by `{config.on_contradiction}`: {len(left.dropped)} records left "
+        f"out, {len(left.flipped)} turned, {len(left.kept)} kept as they are."
+    )
+    write_text(run.card, card(stats, "Checked data", about))
+    run.notes |= {"findings": [str(found) for found in findings], **left._asdict()}
 
 
 def _merge(config: MergeConfig, run: Run) -> None:
-    merged = merge(read_files(config.files))
-    _write(run, merged.records)
-    run.notes |= {
-        "duplicates": list(merged.duplicates),
-        "renamed": dict(merged.renamed),
-        "conflicts": [str(found) for found in merged.conflicts],
-    }
+    merged = Merged([], {}, [])
+    stats = _write(run, merge(read_files(config.files), merged))
+    about = (
+        f"Of {len(config.files)} files; {len(merged.duplicates)} records that stood twice left out, "
+        f"{len(merged.renamed)} ids renamed, {len(merged.conflicts)} conflicts of labels."
+    )
+    write_text(run.card, card(stats, "Merged data", about))
+    run.notes |= merged._asdict() | {"conflicts": [str(found) for found in merged.conflicts]}
 
 
 def _split(config: SplitConfig, run: Run) -> None:
     check_fractions(config.fractions)
-    stems = [_stem(path) for path in config.files]
-    for stem in stems:
-        if stems.count(stem) > 1:
+    stems = {str(path): _stem(path) for path in config.files}
+    for stem in stems.values():
+        if [_stem(path) for path in config.files].count(stem) > 1:
             raise ConfigError(f"files: two files are named '{stem}', and the parts are named after the files")
-    placed = list(read_files(config.files))
-    records = [item.record for item in placed]
+    counting = Counting()
+    records = counting.watch(placed.record for placed in read_files(config.files))
     parts = split(records, config.fractions, seed=config.seed, stratify=config.stratify)
-    empty = [name for name in config.fractions if name not in parts]
-    if empty:
-        raise DataError(f"fractions: part '{empty[0]}' would be empty, got {len(records)} rows to split")
-    counts: dict[str, dict[str, int]] = {}
     for name in config.fractions:
-        chosen = [item for item, part in zip(placed, parts, strict=True) if part == name]
-        for path, stem in zip(config.files, stems, strict=True):
-            rows = [item.record for item in chosen if item.path == str(path)]
-            write_records(run.out / name / f"{stem}.jsonl", rows)
-            counts.setdefault(name, {})[stem] = len(rows)
-    stats = statistics(records)
+        if name not in parts:
+            raise DataError(f"fractions: part '{name}' would be empty, got {len(parts)} rows to split")
+    counts = {name: dict.fromkeys(stems.values(), 0) for name in config.fractions}
+    with ExitStack() as stack:
+        write = {
+            (name, stem): stack.enter_context(writing_records(run.out / name / f"{stem}.jsonl"))
+            for name, files in counts.items()
+            for stem in files
+        }
+        for placed, part in zip(read_files(config.files), parts, strict=True):
+            write[part, stems[placed.path]](placed.record)
+            counts[part][stems[placed.path]] += 1
+    stats = counting.result()
     run.licences |= set(stats.licences)
     shares = ", ".join(f"{name} {sum(count.values())}" for name, count in counts.items())
-    write_text(
-        run.out / "card.md", card(stats, "Split data", f"Rows in the parts: {shares}. No prompt is in two.")
-    )
-    run.notes |= {"records": len(records), "parts": {name: dict(count) for name, count in counts.items()}}
+    write_text(run.card, card(stats, "Split data", f"Rows in the parts: {shares}. No prompt is in two."))
+    run.notes |= {"records": len(parts), "parts": {name: dict(count) for name, count in counts.items()}}
 
 
 def _card(config: CardConfig, run: Run) -> None:
@@ -182,9 +236,22 @@ def _card(config: CardConfig, run: Run) -> None:
     write_text(run.out, card(stats, config.title, config.description))
 
 
-def _write(run: Run, records: Sequence[Record]) -> None:
-    run.notes["records"] = write_records(run.out, records)
-    run.licences |= {record.licence for record in records}
+def _stats(config: StatsConfig, run: Run) -> None:
+    stats = statistics_of(config.files)
+    run.licences |= set(stats.licences)
+    write_text(run.out / "statistics.json", stats.model_dump_json(indent=1) + "\n")
+    write_text(run.out / "statistics.html", page(stats, config.title))
+    write_text(run.card, card(stats, config.title))
+    run.notes["records"] = stats.prompts + stats.exchanges + stats.pairs
+
+
+def _write(run: Run, records: Iterable[AnyRecord]) -> Statistics:
+    """Write records as they come, and return what they hold."""
+    counting = Counting()
+    run.notes["records"] = write_records(run.out, counting.watch(records))
+    stats = counting.result()
+    run.licences |= set(stats.licences)
+    return stats
 
 
 def _report(path: Path, on_bad: OnBad) -> int:
@@ -204,4 +271,5 @@ IMPORT = Step("data import", 1, _import, writes_file=True, config=ImportConfig)
 CHECK = Step("data check", 1, _check, writes_file=True, config=CheckConfig)
 MERGE = Step("data merge", 1, _merge, writes_file=True, config=MergeConfig)
 SPLIT = Step("data split", 1, _split, config=SplitConfig)
-CARD = Step("data card", 1, _card, writes_file=True, config=CardConfig)
+STATS = Step("data stats", 1, _stats, config=StatsConfig)
+CARD = Step("data card", 1, _card, writes_file=True, own_card=True, config=CardConfig)

@@ -49,7 +49,8 @@ def evaluation_card(config: "EvaluateConfig", metrics: RunMetrics, truncated: bo
     lines = [
         "# Evaluation",
         "",
-        f"- suite: {config.suite}, {_prompts(metrics)}, {config.samples} response(s) each",
+        f"- suite: {config.suite} (select {config.select}, seed {config.suite_seed}), {_prompts(metrics)}, "
+        f"{config.samples} response(s) each",
         f"- decoding: at most {config.max_new_tokens} tokens, temperature {config.temperature:g}, "
         f"top-p {config.top_p:g}, seed {config.seed}",
         f"- refusals told by {told}",

@@ -147,13 +147,27 @@ def find_mismatches(before: EvaluationRun, after: EvaluationRun) -> list[str]:
     for name in ("guard", "scorer"):
         mine, theirs = before.manifest.inputs.get(name), after.manifest.inputs.get(name)
         if mine and theirs and mine.sha256 != theirs.sha256:
-            found.append(f"another {name}, {mine.path} and {theirs.path}")
+            places = f"{mine.path} and {theirs.path}"
+            found.append(f"another {name}, {places if mine.path != theirs.path else _changed(mine.path)}")
     if before.manifest.notes.get("suite_sha256") != after.manifest.notes.get("suite_sha256"):
-        found.append("other prompts")
-    mine_r, theirs_r = (run.manifest.config.get("refusals") for run in (before, after))
-    if mine_r != theirs_r:
-        found.append(f"refusals told by {mine_r} and by {theirs_r}")
-    return found
+        names = ("suite", "select", "harmful", "benign", "suite_seed")
+        what = _differences(before, after, names) or [_changed(str(before.manifest.config.get("suite")))]
+        found.append(f"other prompts, {', '.join(what)}")
+    return found + [f"refusals told another way, {x}" for x in _differences(before, after, ("refusals",))]
+
+
+def _changed(path: str) -> str:
+    return f"{path} was changed between them"
+
+
+def _differences(before: EvaluationRun, after: EvaluationRun, names: Sequence[str]) -> list[str]:
+    """Say which of the settings differ; one that a run of an earlier version lacks is not compared."""
+    mine, theirs = before.manifest.config, after.manifest.config
+    return [
+        f"{name} was {mine[name]} before and {theirs[name]} after"
+        for name in names
+        if name in mine and name in theirs and mine[name] != theirs[name]
+    ]
 
 
 def _difference(metric: Metric, a: Rows, b: Rows, limit: float) -> Difference | None:
@@ -244,6 +258,8 @@ def _by_category(a: Rows, b: Rows) -> dict[str, CategoryDifference]:
 
 
 def _other_settings(before: EvaluationRun, after: EvaluationRun) -> list[str]:
-    names = ("max_new_tokens", "temperature", "top_p", "samples", "seed")
-    pairs = [(name, before.manifest.config.get(name), after.manifest.config.get(name)) for name in names]
-    return [f"{name} was {x} before and {y} after" for name, x, y in pairs if x != y]
+    found = _differences(before, after, ("max_new_tokens", "temperature", "top_p", "samples", "seed"))
+    with_scorer = [run.name for run in (before, after) if "scorer" in run.manifest.inputs]
+    if len(with_scorer) == 1:
+        found.append(f"reward and cost are measured in {with_scorer[0]} only")
+    return found

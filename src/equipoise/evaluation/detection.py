@@ -41,6 +41,7 @@ class DetectionConfig(Config):
     test_rewards: tuple[InputPath, ...] = ()
     """Held-out pairs with `better`, for the reward."""
     draws: Annotated[int, Field(ge=100)] = 2000
+    """Resamplings behind every interval."""
 
 
 class Separation(NamedTuple):
@@ -98,17 +99,23 @@ def measure_guard(
     )
 
 
-def measure_ordering(costs: Floats, train: Sequence[Pair], test: Sequence[Pair]) -> Ordering:
+def measure_ordering(costs: Floats, train: Sequence[Pair], test: Sequence[Pair], *, draws: int) -> Ordering:
     """Order held-out pairs by cost [N, 2], and by the baseline."""
     prompts = [normalise_prompt(text_of(p.prompt)) for p in test]
     second_is_safer = np.array([p.safer == 1 for p in test])
     ours = _right(costs[:, 0] - costs[:, 1], second_is_safer)
     theirs = _right(safer_scores(train, test), second_is_safer)
     return Ordering(
-        bootstrap_mean(ours, prompts),
-        bootstrap_mean(theirs, prompts),
-        paired_difference(ours, theirs, prompts),
+        bootstrap_mean(ours, prompts, draws=draws),
+        bootstrap_mean(theirs, prompts, draws=draws),
+        paired_difference(ours, theirs, prompts, draws=draws),
     )
+
+
+def measure_reward(rewards: Floats, test: Sequence[Pair], *, draws: int) -> Estimate:
+    """Share of held-out pairs whose better answer has the higher reward [N, 2], ties half."""
+    right = _right(rewards[:, 1] - rewards[:, 0], np.array([p.better == 1 for p in test]))
+    return bootstrap_mean(right, [normalise_prompt(text_of(p.prompt)) for p in test], draws=draws)
 
 
 def _right(gap: Floats, second_is_preferred: NDArray[np.bool_]) -> Floats:
@@ -119,7 +126,7 @@ def _right(gap: Floats, second_is_preferred: NDArray[np.bool_]) -> Floats:
 
 
 def detect(config: DetectionConfig, run: Run) -> None:
-    """Measure, and write `detection.json` and `detection.md`."""
+    """Measure, and write `detection.json`, `detection.md` and `card.md`."""
     from equipoise.moderation.guard import load_guard
 
     train = read_exchanges(config.train_exchanges, config.train_pairs)
@@ -136,6 +143,7 @@ def detect(config: DetectionConfig, run: Run) -> None:
     write_json(run.out / "detection.json", plain(result))
     write_text(run.out / "detection.md", detection_text(result))
     run.notes |= {"train": len(train), "test": len(test)}
+    write_text(run.card, detection_card(config, run, result))
 
 
 def _measure_scorer(config: DetectionConfig) -> tuple[Ordering | None, Estimate | None]:
@@ -143,20 +151,19 @@ def _measure_scorer(config: DetectionConfig) -> tuple[Ordering | None, Estimate 
 
     assert config.scorer is not None
     scorer = load_scorer(config.scorer)
+
+    def scores(pairs: Sequence[Pair], head: str) -> Floats:
+        found = scorer([p.exchange(k) for p in pairs for k in (0, 1)])
+        return np.array([getattr(score, head).value for score in found]).reshape(-1, 2)
+
     ordering = reward = None
     pairs = [p for p in _pairs(config.test_pairs) if p.safer in (0, 1)]
     if pairs and "cost" in scorer.card.trained:
-        scores = scorer([p.exchange(k) for p in pairs for k in (0, 1)])
-        costs = np.array([s.cost.value for s in scores if s.cost is not None]).reshape(-1, 2)
-        ordering = measure_ordering(
-            costs, [p for p in _pairs(config.train_pairs) if p.safer in (0, 1)], pairs
-        )
+        train = [p for p in _pairs(config.train_pairs) if p.safer in (0, 1)]
+        ordering = measure_ordering(scores(pairs, "cost"), train, pairs, draws=config.draws)
     pairs = [p for p in _pairs(config.test_rewards) if p.better in (0, 1)]
     if pairs and "reward" in scorer.card.trained:
-        scores = scorer([p.exchange(k) for p in pairs for k in (0, 1)])
-        rewards = np.array([s.reward.value for s in scores if s.reward is not None]).reshape(-1, 2)
-        right = _right(rewards[:, 1] - rewards[:, 0], np.array([p.better == 1 for p in pairs]))
-        reward = bootstrap_mean(right, [normalise_prompt(text_of(p.prompt)) for p in pairs])
+        reward = measure_reward(scores(pairs, "reward"), pairs, draws=config.draws)
     return ordering, reward
 
 
@@ -179,6 +186,21 @@ def detection_text(found: Detection) -> str:
     return "\n".join(lines) + "\n"
 
 
+def detection_card(config: DetectionConfig, run: Run, found: Detection) -> str:
+    """Return the card of the measurement as Markdown."""
+    models = [config.guard.name, *([config.scorer.name] if config.scorer else [])]
+    lines = [f"# Detection by {' and '.join(models)}", "", detection_text(found)]
+    lines += [
+        f"- baseline: TF-IDF and logistic regression, trained on {run.notes['train']} labelled responses"
+    ]
+    lines += [f"- measured on {run.notes['test']} labelled responses, none to a prompt of the training rows"]
+    lines += [f"- intervals: 95 %, {config.draws} resamplings of whole prompts"]
+    lines += [f"- licences: {', '.join(sorted(run.licences)) or 'none stated'}", "", "## Limits", ""]
+    lines += ["The labels of the test rows are taken for the truth. Held-out rows of the same data sets say"]
+    lines += ["little of text of another kind; the baseline says how hard these rows are.", ""]
+    return "\n".join(lines)
+
+
 def _labelled(exchanges: Sequence[Exchange]) -> list[Exchange]:
     return [e for e in exchanges if e.is_safe is not None]
 
@@ -197,4 +219,4 @@ def _apart(train: Sequence[Exchange], test: Sequence[Exchange]) -> None:
         )
 
 
-DETECTION = Step("evaluate.detection", 1, detect, config=DetectionConfig)
+DETECTION = Step("evaluate.detection", 2, detect, config=DetectionConfig)

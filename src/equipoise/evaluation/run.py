@@ -16,7 +16,7 @@ from equipoise.evaluation.card import evaluation_card
 from equipoise.evaluation.files import read_lines, write_json, write_lines
 from equipoise.evaluation.metrics import measure
 from equipoise.evaluation.rows import EvaluatedRow, count_words, repetition
-from equipoise.evaluation.suites import load_suite, suite_hash
+from equipoise.evaluation.suites import Select, load_suite, suite_hash
 from equipoise.lineage import Run, write_text
 from equipoise.progress import track
 from equipoise.protocols import Generator, Judge, RefusalJudge, Sampling
@@ -41,6 +41,8 @@ class EvaluateConfig(Config):
     """Benign prompts to take; None takes 40 of the built-in suite and all of a file."""
     suite_seed: int = 0
     """Decides which prompts, where not all are taken."""
+    select: Select = "chosen"
+    """`chosen` takes those, `rest` the ones they leave out, `all` the whole suite."""
     model: ModelRef
     guard: ModelRef
     """Folder of the guard that judges harm."""
@@ -93,7 +95,13 @@ class Scorer(Protocol):
 
 def suite_of(config: EvaluateConfig) -> list[Prompt]:
     """Return the prompts that the settings select."""
-    return load_suite(config.suite, harmful=config.harmful, benign=config.benign, seed=config.suite_seed)
+    return load_suite(
+        config.suite,
+        harmful=config.harmful,
+        benign=config.benign,
+        seed=config.suite_seed,
+        select=config.select,
+    )
 
 
 def evaluate(

@@ -3,20 +3,21 @@
 from pathlib import Path
 
 from equipoise.evaluation.rows import STEP_NAME
-from equipoise.evaluation.run import STEP_VERSION, EvaluateConfig, assess, respond
+from equipoise.evaluation.run import STEP_VERSION, EvaluateConfig, assess, respond, suite_of
 from equipoise.lineage import Run, Step
 
 
 def evaluate_models(config: EvaluateConfig, run: Run) -> None:
-    """Load the judges, which are checked before anything is written, then the model that responds.
+    """Read the suite and load the judges, which are checked before anything is written, then the model.
 
-    That model is gone before its responses are judged.
+    The model that responds is gone before its responses are judged.
     """
     from equipoise.generation.local import load_generator
     from equipoise.moderation.guard import load_guard
     from equipoise.moderation.refusal import PrefixRefusals
     from equipoise.rewards.learned import load_scorer
 
+    suite_of(config)  # what is wrong with it is said before models are loaded
     guard = load_guard(Path(config.guard))
     scorer = load_scorer(Path(config.scorer)) if config.scorer else None
     refusals = guard.refusals if config.refusals == "classifier" else PrefixRefusals()

@@ -5,6 +5,7 @@ import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from equipoise.errors import DataError
 from equipoise.records import Prompt, text_of
@@ -13,9 +14,17 @@ BUILTIN = "builtin"
 BUILTIN_HARMFUL = 60
 BUILTIN_BENIGN = 40
 
+Select = Literal["chosen", "rest", "all"]
+"""The seeded subset, the prompts that it leaves out, or the whole suite."""
+
 
 def load_suite(
-    suite: str, *, harmful: int | None = None, benign: int | None = None, seed: int = 0
+    suite: str,
+    *,
+    harmful: int | None = None,
+    benign: int | None = None,
+    seed: int = 0,
+    select: Select = "chosen",
 ) -> list[Prompt]:
     """Return the prompts of a suite, in its order, or a fixed-seed subset spread over categories.
 
@@ -24,6 +33,8 @@ def load_suite(
         harmful: How many harmful prompts to take; None takes 60 of the built-in suite, all of a file.
         benign: How many benign ones; None takes 40 of the built-in suite, all of a file.
         seed: Decides which ones, where not all are taken.
+        select: `chosen` is that subset; `rest` is what it leaves out, to measure again on prompts that
+            the subset of the same counts and seed has not used; `all` heeds neither counts nor seed.
 
     Raises:
         DataError: no such suite, an unlabelled prompt, an id that stands twice, or too few prompts.
@@ -35,12 +46,9 @@ def load_suite(
         harmful = BUILTIN_HARMFUL if harmful is None else harmful
         benign = BUILTIN_BENIGN if benign is None else benign
     else:
-        from equipoise.data.io import read_records
-
-        if not Path(suite).is_file():
-            raise DataError(f"suite: no file '{suite}'; built in: {BUILTIN} (or give a file of prompts)")
-        prompts = list(read_records(Path(suite), Prompt))
-    _check(suite, prompts)
+        prompts = _read(suite)
+    if select == "all":
+        return prompts
     by_id = {prompt.id: prompt for prompt in prompts}
     chosen: set[str] = set()
     for is_harmful, wanted, word in ((True, harmful, "harmful"), (False, benign, "benign")):
@@ -48,9 +56,10 @@ def load_suite(
         if wanted is not None and wanted > len(pool):
             raise DataError(f"suite '{suite}': has {len(pool)} {word} prompts, got {word}={wanted}")
         chosen |= {p.id for p in spread(pool, len(pool) if wanted is None else wanted, seed, by_id)}
-    kept = [prompt for prompt in prompts if prompt.id in chosen]
+    kept = [prompt for prompt in prompts if (prompt.id in chosen) is (select == "chosen")]
     if not kept:
-        raise DataError(f"suite '{suite}': no prompts to evaluate on")
+        why = ", 'chosen' takes them all" if select == "rest" else ""
+        raise DataError(f"suite '{suite}': no prompts to evaluate on (select={select}{why})")
     return kept
 
 
@@ -103,13 +112,22 @@ def _labelled(prompt: Prompt, by_id: Mapping[str, Prompt]) -> Prompt:
     return twin or prompt
 
 
-def _check(suite: str, prompts: Sequence[Prompt]) -> None:
-    seen: set[str] = set()
-    for prompt in prompts:
+def _read(suite: str) -> list[Prompt]:
+    """Read a file of prompts that can all be evaluated; what is wrong with it is named with its line."""
+    from equipoise.data.io import read_placed
+
+    if not Path(suite).is_file():
+        raise DataError(f"suite: no file '{suite}'; built in: {BUILTIN} (or give a file of prompts)")
+    lines: dict[str, int] = {}
+    prompts = []
+    for path, line, prompt in read_placed(Path(suite), Prompt):
         if prompt.is_harmful is None:
-            raise DataError(
-                f"suite '{suite}': prompt '{prompt.id}': is_harmful is missing; expected true or false"
-            )
-        if prompt.id in seen:
-            raise DataError(f"suite '{suite}': id '{prompt.id}' stands twice; expected one id per prompt")
-        seen.add(prompt.id)
+            raise DataError(f"{path}:{line}: is_harmful: missing; expected true or false")
+        if not text_of(prompt.prompt).strip():
+            raise DataError(f"{path}:{line}: prompt: empty; expected a text to respond to")
+        if lines.setdefault(prompt.id, line) != line:
+            raise DataError(f"{path}:{line}: id: '{prompt.id}' stands on line {lines[prompt.id]} already")
+        prompts.append(prompt)
+    if not prompts:
+        raise DataError(f"{suite}: holds no prompts; expected one per line, with id, prompt and is_harmful")
+    return prompts

@@ -1,4 +1,4 @@
-"""Load a model and its tokenizer from a built-in name, a folder or a hub id; LoRA; chat to token ids.
+"""Load a model and its tokenizer from a built-in name, a folder or a hub id; LoRA.
 
 Only safetensors are read and no code of a model repository is run. A folder is never looked up on the
 hub. A tokenizer without a pad token gets an existing one, so embeddings keep their size: masks are made
@@ -12,11 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
-import jinja2
 import torch
 from huggingface_hub.utils import logging as hub_logging
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
+from torch import nn
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -26,10 +26,10 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from equipoise.errors import DataError, ModelError, near
+from equipoise.errors import ModelError, near
 from equipoise.models.builtin import BUILTIN, resolve
+from equipoise.models.chat import special_ids
 from equipoise.progress import say
-from equipoise.protocols import Messages
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 """What a config may name as its device."""
@@ -94,9 +94,17 @@ def load_causal(
     return _load(AutoModelForCausalLM, ref, place, dtype=dtype, device=device)
 
 
-def load_encoder(ref: str | Path, *, dtype: str = "auto", device: str = "auto") -> Backbone:
-    """Load a model without a language-model head, whose output is `last_hidden_state` [B, T, hidden]."""
-    return _load(AutoModel, ref, resolve(ref), dtype=dtype, device=device, optional=_UNUSED_WEIGHTS)
+def load_encoder(
+    ref: str | Path, *, dtype: str = "auto", device: str = "auto", depth: int | None = None
+) -> Backbone:
+    """Load a model without a language-model head, whose output is `last_hidden_state` [B, T, hidden].
+
+    `depth` keeps its first layers only, at least 1; more than it has raises ModelError.
+    """
+    found = _load(AutoModel, ref, resolve(ref), dtype=dtype, device=device, optional=_UNUSED_WEIGHTS)
+    if depth is not None:
+        _keep_first(found.model, depth, str(ref))
+    return found
 
 
 def add_lora(
@@ -128,59 +136,6 @@ def add_lora(
             return get_peft_model(model, config)
     except ValueError as exc:
         raise ModelError(f"{model.name_or_path}: cannot add LoRA: {_first_line(exc)}") from exc
-
-
-def chat_ids(
-    tokenizer: PreTrainedTokenizerBase, messages: Messages, add_generation_prompt: bool = True
-) -> list[int]:
-    """Return the token ids of a chat under the tokenizer's template, ready for the answer to follow.
-
-    A tokenizer without a template gets `user: ...` lines, said once per tokenizer.
-    """
-    if tokenizer.chat_template is None:
-        if not getattr(tokenizer, "_equipoise_told", False):
-            say(f"{tokenizer.name_or_path}: no chat template; a plain 'user: ... assistant:' is used")
-            tokenizer._equipoise_told = True
-        lines = [f"{turn['role']}: {turn['content']}" for turn in messages]
-        text = "\n".join([*lines, "assistant:"] if add_generation_prompt else lines)
-        return cast(list[int], tokenizer(text)["input_ids"])
-    try:
-        ids = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=add_generation_prompt, return_dict=False
-        )
-    except jinja2.TemplateError as exc:
-        raise DataError(f"prompt: refused by the chat template of the model: {_first_line(exc)}") from exc
-    return cast(list[int], ids)
-
-
-def encode_response(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Return the token ids of a response, the one that ends an assistant's turn included."""
-    if tokenizer.chat_template is None:
-        text = " " + text  # after `assistant:`
-    ids = cast(list[int], tokenizer(text, add_special_tokens=False)["input_ids"])
-    return [*ids, end_of_turn(tokenizer)]
-
-
-def decode_response(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """Return the text of generated ids, without special tokens."""
-    text = cast(str, tokenizer.decode(list(ids), skip_special_tokens=True))
-    return text.removeprefix(" ") if tokenizer.chat_template is None else text
-
-
-def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the id that ends an assistant's turn: as the template writes it, or end-of-sequence."""
-    if tokenizer.chat_template is not None:
-        marker = "the answer"
-        chat = [{"role": "user", "content": "a question"}, {"role": "assistant", "content": marker}]
-        text = cast(str, tokenizer.apply_chat_template(chat, tokenize=False))
-        after = cast(list[int], tokenizer(text.rpartition(marker)[2], add_special_tokens=False)["input_ids"])
-        special = _special_ids(tokenizer)
-        for token in after:
-            if token in special:
-                return token
-    if tokenizer.eos_token_id is None:
-        raise ModelError(f"{tokenizer.name_or_path}: the tokenizer has no end-of-sequence token")
-    return cast(int, tokenizer.eos_token_id)
 
 
 @contextmanager
@@ -219,6 +174,18 @@ def _load(
     by_name = not isinstance(place, Path) or str(ref) in BUILTIN
     model.name_or_path = str(ref) if by_name else str(cast(Path, place).resolve())
     return Backbone(model.to(where).eval(), tokenizer, str(ref))
+
+
+def _keep_first(model: Any, depth: int, ref: str) -> None:
+    """Cut the layers above `depth` off."""
+    has = model.config.num_hidden_layers
+    stacks = [part for part in model.modules() if isinstance(part, nn.ModuleList) and len(part) == has]
+    if len(stacks) != 1 or not 1 <= depth <= has:
+        raise ModelError(f"{ref}: depth: got {depth}; expected 1 to {has if len(stacks) == 1 else 'none'}")
+    del stacks[0][depth:]
+    model.config.num_hidden_layers = depth
+    if getattr(model.config, "layer_types", None):
+        model.config.layer_types = model.config.layer_types[:depth]
 
 
 def _load_adapter(folder: Path, *, dtype: str, device: str, merge: bool, trainable: bool) -> Backbone:
@@ -263,13 +230,8 @@ def _load_tokenizer(ref: str | Path, place: Path | str) -> PreTrainedTokenizerBa
     return cast(PreTrainedTokenizerBase, tokenizer)
 
 
-def _special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return added | set(tokenizer.all_special_ids)
-
-
 def _check_special_ids(ref: str | Path, tokenizer: PreTrainedTokenizerBase, rows: int) -> None:
-    outside = sorted(i for i in _special_ids(tokenizer) if i >= rows)
+    outside = sorted(i for i in special_ids(tokenizer) if i >= rows)
     if outside:
         names = ", ".join(f"{tokenizer.convert_ids_to_tokens(i)} = {i}" for i in outside)
         raise ModelError(f"{ref}: special tokens outside the embedding of {rows} rows: {names}")

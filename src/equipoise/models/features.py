@@ -1,11 +1,14 @@
-"""One vector per question and answer, from an encoder: what the guard and the small scorer read.
+"""One vector per question and answer, from a model's layers: what the guard and the small scorer read.
 
-The input is a tokenizer pair. Prompt and response are pooled apart, so that a head can weigh a
-harmless answer against a harmful question, and from every layer, because the last one is tuned for
-similarity of topic and has forgotten much of the tone: on the built-in corpus it alone tells unsafe
-answers at AUROC .71, all six layers of MiniLM at .88.
+Prompt and response are pooled apart, so that a head can weigh a harmless answer against a harmful
+question, and from layers of every depth, because the last one has forgotten much: an encoder's is tuned
+for similarity of topic, a language model's for the next word. On the built-in corpus the last layer of
+MiniLM alone tells unsafe answers at AUROC .71, all six at .88.
 
-Shapes: B batch, T tokens, H width of the encoder, L pooled layers, F = 2 * L * H features.
+An encoder reads a tokenizer pair. A language model, which has no such thing, reads the two as question
+and answer.
+
+Shapes: B batch, T tokens, H width of the model, L pooled layers, F = 2 * L * H features.
 """
 
 from collections.abc import Sequence
@@ -52,26 +55,46 @@ class PairBatch(NamedTuple):
 
 def encode_pair(tokenizer: Any, pair: TextPair) -> PairIds:
     """Tokenize one pair; a long prompt keeps its head and its tail, a long response its head."""
-    start, end = tokenizer.cls_token_id, tokenizer.sep_token_id
-    if start is None or end is None:
-        raise ModelError(
-            f"{tokenizer.name_or_path}: its tokenizer has no CLS and SEP tokens; expected an encoder"
-        )
+    frame = _frame(tokenizer)
     limit = min(MAX_TOKENS, tokenizer.model_max_length)
-    most = limit - 2 if pair.response is None else MAX_PROMPT_TOKENS * limit // MAX_TOKENS
-    prompt = tokenizer(pair.prompt, add_special_tokens=False, verbose=False)["input_ids"]
+    room = limit - len(frame.before) - len(frame.between)
+    most = room if pair.response is None else MAX_PROMPT_TOKENS * limit // MAX_TOKENS
+    prompt = _ids(tokenizer, frame.space + pair.prompt)
     truncated = len(prompt) > most
     if truncated:
         half = most // 2
         prompt = prompt[:half] + prompt[-half:]
+    head = [*frame.before, *prompt]
+    parts = [0] * len(frame.before) + [PROMPT] * len(prompt)
     if pair.response is None:
-        return PairIds([start, *prompt, end], [0, *[PROMPT] * len(prompt), 0], truncated)
-    response = tokenizer(pair.response, add_special_tokens=False, verbose=False)["input_ids"]
-    room = limit - len(prompt) - 3
-    kept = response[:room]
-    ids = [start, *prompt, end, *kept, end]
-    parts = [0, *[PROMPT] * len(prompt), 0, *[RESPONSE] * len(kept), 0]
-    return PairIds(ids, parts, truncated or len(response) > room)
+        return PairIds(head + frame.after, parts + [0] * len(frame.after), truncated)
+    response = _ids(tokenizer, frame.space + pair.response)
+    kept = response[: room - len(prompt) - len(frame.after)]
+    ids = [*head, *frame.between, *kept, *frame.after]
+    parts += [0] * len(frame.between) + [RESPONSE] * len(kept) + [0] * len(frame.after)
+    return PairIds(ids, parts, truncated or len(kept) < len(response))
+
+
+class _Frame(NamedTuple):
+    """What stands around the two texts, as token ids; `space` comes before each text."""
+
+    before: list[int]
+    between: list[int]
+    after: list[int]
+    space: str
+
+
+def _frame(tokenizer: Any) -> _Frame:
+    start, end = tokenizer.cls_token_id, tokenizer.sep_token_id
+    if start is not None and end is not None:
+        return _Frame([start], [end], [end], "")
+    first = [token for token in tokenizer("")["input_ids"] if token == tokenizer.bos_token_id]
+    return _Frame([*first, *_ids(tokenizer, "Question:")], _ids(tokenizer, "\nAnswer:"), [], " ")
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    found: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return found
 
 
 def pad_pairs(pairs: Sequence[PairIds]) -> PairBatch:
@@ -86,22 +109,22 @@ def pad_pairs(pairs: Sequence[PairIds]) -> PairBatch:
     return PairBatch(ids, mask, parts)
 
 
-class EncoderFeatures(nn.Module):
-    """An encoder and its pooling: token ids of a pair in, one vector out."""
+class PooledFeatures(nn.Module):
+    """A model without a language-model head, and its pooling: token ids of a pair in, one vector out."""
 
     def __init__(self, encoder: nn.Module, layers: int = 6) -> None:
-        """Pool the last `layers` layers of `encoder`; more than it has raises ModelError."""
+        """Pool `layers` layers, the last and others at even steps below; too many raise ModelError."""
         super().__init__()
         has = int(encoder.config.num_hidden_layers)  # type: ignore[union-attr, arg-type]
         if layers > has:
-            raise ModelError(f"layers: the encoder has fewer, got {layers}; expected 1 to {has}")
+            raise ModelError(f"layers: the model has fewer, got {layers}; expected 1 to {has}")
         self.encoder = encoder
-        self.layers = layers
+        self.layers = [has * (i + 1) // layers for i in range(layers)]
 
     @property
     def width(self) -> int:
         """Number of features F."""
-        return 2 * self.layers * int(self.encoder.config.hidden_size)  # type: ignore[union-attr, arg-type]
+        return 2 * len(self.layers) * int(self.encoder.config.hidden_size)  # type: ignore[union-attr, arg-type]
 
     def forward(self, batch: PairBatch) -> Tensor:
         """Mean over the prompt's and over the response's tokens of each pooled layer, [B, F].
@@ -115,7 +138,7 @@ class EncoderFeatures(nn.Module):
             output_hidden_states=True,
             **({"token_type_ids": segments} if segments is not None else {}),
         )
-        states = torch.stack(out.hidden_states[-self.layers :])  # [L, B, T, H]
+        states = torch.stack([out.hidden_states[layer] for layer in self.layers])  # [L, B, T, H]
         pooled = []
         for part in (PROMPT, RESPONSE):
             weight = (batch.parts == part).to(states.dtype)  # [B, T]
@@ -130,7 +153,7 @@ class EncoderFeatures(nn.Module):
 
 @torch.no_grad()
 def embed(
-    model: EncoderFeatures,
+    model: PooledFeatures,
     pairs: Sequence[PairIds],
     *,
     tokens_per_batch: int = 8192,

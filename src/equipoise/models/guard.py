@@ -15,7 +15,7 @@ from equipoise.models.checkpoints import (
     save_card,
     save_tensors,
 )
-from equipoise.models.features import EncoderFeatures, PairBatch
+from equipoise.models.features import PairBatch, PooledFeatures
 from equipoise.models.heads import GuardHeads, GuardLogits
 from equipoise.taxonomy import Taxonomy
 
@@ -39,6 +39,7 @@ class GuardCard(BaseModel):
     own_encoder: bool = False
     """True where the encoder was tuned too; it then lies in `encoder/`, a model folder like any other."""
     layers: int = Field(ge=1)
+    depth: int | None = None
     hidden: int = Field(ge=1)
     dropout: float = 0.0
     targets: tuple[Target, ...]
@@ -57,7 +58,7 @@ class GuardModel(nn.Module):
         super().__init__()
         self.card = card
         self.tokenizer: Any = backbone.tokenizer
-        self.trunk = EncoderFeatures(backbone.model, card.layers)
+        self.trunk = PooledFeatures(backbone.model, card.layers)
         self.heads = GuardHeads(
             self.trunk.width,
             card.hidden,
@@ -88,7 +89,7 @@ def load_guard_model(folder: Path, device: str = "auto") -> GuardModel:
     """Load a guard that `train guard` wrote; anything else raises ModelError."""
     card = load_card(folder, GuardCard)
     backbone = folder / ENCODER if card.own_encoder else card.backbone
-    model = GuardModel(card, load_encoder(backbone, device=device))
+    model = GuardModel(card, load_encoder(backbone, device=device, depth=card.depth))
     weights = folder / "weights.safetensors"
     tensors = load_tensors(weights)
     load_into(model.heads, tensors, str(weights))

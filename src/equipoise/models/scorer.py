@@ -21,11 +21,13 @@ from equipoise.models.checkpoints import (
     save_tensors,
     trainable,
 )
-from equipoise.models.features import EncoderFeatures, PairBatch
+from equipoise.models.features import PairBatch, PooledFeatures
 from equipoise.models.heads import ScorerHeads
 from equipoise.models.layout import Row, response_hidden
 
-Trunk = Literal["encoder", "decoder"]
+Trunk = Literal["pooled", "last"]
+"""What a head reads of a response: the mean of its tokens over several layers of any model, or a
+language model's state at its last token, as Safe RLHF does."""
 
 
 class ScorerCard(BaseModel):
@@ -38,6 +40,7 @@ class ScorerCard(BaseModel):
     backbone: str
     trunk: Trunk
     layers: int = Field(ge=1)
+    depth: int | None = None
     hidden: int = Field(ge=0)
     dropout: float = 0.0
     lora_rank: int = Field(default=0, ge=0)
@@ -65,8 +68,8 @@ class ScorerModel(nn.Module):
         super().__init__()
         self.card = card
         self.tokenizer: Any = backbone.tokenizer
-        if card.trunk == "encoder":
-            self.trunk: nn.Module = EncoderFeatures(backbone.model, card.layers)
+        if card.trunk == "pooled":
+            self.trunk: nn.Module = PooledFeatures(backbone.model, card.layers)
             width = self.trunk.width
         else:
             tuned = add_lora(backbone.model, rank=card.lora_rank) if card.lora_rank else backbone.model
@@ -94,17 +97,17 @@ class ScorerModel(nn.Module):
         save_card(folder, self.card)
 
 
-def load_trunk(kind: Trunk, ref: str, device: str = "auto") -> Backbone:
-    """Load the backbone of a scorer."""
-    if kind == "encoder":
-        return load_encoder(ref, device=device)
+def load_trunk(kind: Trunk, ref: str, device: str = "auto", depth: int | None = None) -> Backbone:
+    """Load the backbone of a scorer, of pooled ones the first `depth` layers."""
+    if kind == "pooled":
+        return load_encoder(ref, device=device, depth=depth)
     return load_causal(ref, device=device, merge=True)
 
 
 def load_scorer_model(folder: Path, device: str = "auto") -> ScorerModel:
     """Load a scorer that `train scorer` wrote; another polarity or kind raises ModelError."""
     card = load_card(folder, ScorerCard)
-    model = ScorerModel(card, load_trunk(card.trunk, card.backbone, device))
+    model = ScorerModel(card, load_trunk(card.trunk, card.backbone, device, card.depth))
     weights = folder / "weights.safetensors"
     tensors = load_tensors(weights)
     load_into(model, tensors, str(weights))

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from equipoise.errors import ModelError
-from equipoise.models.backbone import chat_ids, encode_response
-from equipoise.models.features import EncoderFeatures, TextPair, embed, encode_pair
+from equipoise.models.chat import chat_ids, encode_response
+from equipoise.models.features import PooledFeatures, TextPair, embed, encode_pair
 from equipoise.models.layout import Row, token_budget_batches
 from equipoise.models.scorer import RowBatch, ScorerModel, load_scorer_model
 from equipoise.progress import track
@@ -54,7 +54,7 @@ class Scorer:
 
     def _features(self, exchanges: Sequence[Exchange]) -> Tensor:
         trunk, tokenizer = self.model.trunk, self.model.tokenizer
-        if isinstance(trunk, EncoderFeatures):
+        if isinstance(trunk, PooledFeatures):
             texts = [TextPair(text_of(e.prompt), e.response) for e in exchanges]
             return embed(trunk, [encode_pair(tokenizer, text) for text in texts], label="scoring")
         rows = [

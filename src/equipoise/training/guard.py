@@ -13,14 +13,14 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from equipoise.config import Config, InputPath, ModelRef
-from equipoise.data.io import read_exchanges
+from equipoise.data.io import read_exchanges, read_records
 from equipoise.errors import DataError
 from equipoise.lineage import Run, Step
 from equipoise.models.backbone import load_encoder
 from equipoise.models.features import PairBatch, PairIds, TextPair, embed, encode_pair, pad_pairs
 from equipoise.models.guard import GuardCard, GuardModel, Target
 from equipoise.objectives.classification import masked_bce, masked_cross_entropy, ordinal_nll
-from equipoise.records import REFUSALS, Exchange, text_of
+from equipoise.records import REFUSALS, Exchange, Prompt, text_of
 from equipoise.taxonomy import Taxonomy, load_taxonomy
 from equipoise.training.cards import model_card
 from equipoise.training.trainer import OptimSettings, Task, fit
@@ -45,12 +45,17 @@ class GuardConfig(Config):
     exchanges: tuple[InputPath, ...] = ()
     pairs: tuple[InputPath, ...] = ()
     """Both answers of each pair are exchanges too."""
+    prompts: tuple[InputPath, ...] = ()
+    """Prompts with labels of their own, which are judged without a response."""
     taxonomy: str = "pku19"
     backbone: ModelRef = "minilm"
     tune: Literal["frozen", "full"] = "frozen"
     """frozen: only the heads learn, on features computed once; full: the encoder learns too."""
     layers: int = Field(default=6, ge=1)
-    """Layers of the encoder that are pooled, counted from the last."""
+    """Layers that are pooled, the last and others at even steps below."""
+    depth: int | None = Field(default=None, ge=1)
+    """Layers of the model that are run at all, the first ones; all where None. The middle of a language
+    model tells harm as well as its end, for less work."""
     hidden: int = Field(default=256, ge=1)
     dropout: float = Field(default=0.6, ge=0, lt=1)
     unsafe_threshold: float = Field(default=0.5, ge=0, le=1)
@@ -63,7 +68,7 @@ class GuardConfig(Config):
 
     @model_validator(mode="after")
     def _has_data(self) -> "GuardConfig":
-        if not self.exchanges and not self.pairs:
+        if not self.exchanges and not self.pairs and not self.prompts:
             raise ValueError("expected exchanges (--data), pairs, or both")
         return self
 
@@ -120,13 +125,15 @@ def train_guard(config: GuardConfig, run: Run) -> None:
     """Train a guard into `run.out`: weights, card and the training log."""
     taxonomy = load_taxonomy(config.taxonomy)
     exchanges = read_exchanges(config.exchanges, config.pairs)
-    run.licences |= {record.licence for record in exchanges}
-    texts, targets, kinds = guard_rows(exchanges, taxonomy)
-    backbone = load_encoder(config.backbone, device=config.optim.device)
+    prompts = [record for path in config.prompts for record in read_records(path, Prompt)]
+    run.licences |= {record.licence for record in (*exchanges, *prompts)}
+    texts, targets, kinds = guard_rows(exchanges, taxonomy, prompts)
+    backbone = load_encoder(config.backbone, device=config.optim.device, depth=config.depth)
     card = GuardCard(
         taxonomy=taxonomy,
         backbone=str(backbone.model.name_or_path),  # a folder's is absolute
         layers=config.layers,
+        depth=config.depth,
         hidden=config.hidden,
         dropout=config.dropout,
         targets=kinds,
@@ -145,12 +152,13 @@ def train_guard(config: GuardConfig, run: Run) -> None:
 
 
 def guard_rows(
-    exchanges: Sequence[Exchange], taxonomy: Taxonomy
+    exchanges: Sequence[Exchange], taxonomy: Taxonomy, prompts: Sequence[Prompt] = ()
 ) -> tuple[list[TextPair], GuardTargets, tuple[Target, ...]]:
-    """Turn exchanges into texts and targets; exchanges without any label raise DataError.
+    """Turn exchanges and prompts into texts and targets; rows without any label raise DataError.
 
     A prompt label becomes a row of its own, once per prompt. A harmful prompt takes the severity and
-    categories of the worst response that goes along with it, where there is one.
+    categories of the worst response that goes along with it, where there is one; of a `prompts` record
+    with the same text the own labels count.
     """
     texts: list[TextPair] = []
     rows: list[Exchange] = []
@@ -164,6 +172,7 @@ def guard_rows(
             if prompt not in asked or (record.severity or 0) > (asked[prompt].severity or 0):
                 asked[prompt] = record
     kinds: tuple[Target, ...] = ("response",) if rows else ()
+    asked |= {text_of(p.prompt): _asked_alone(p) for p in prompts if p.is_harmful is not None}
     for prompt, record in asked.items():
         texts.append(TextPair(prompt, None))
         rows.append(_prompt_row(record))
@@ -171,6 +180,12 @@ def guard_rows(
         raise DataError("exchanges: no row has a label; expected is_safe, severity or refusal")
     kinds += ("prompt",) if asked else ()
     return texts, _targets(rows, taxonomy), kinds
+
+
+def _asked_alone(prompt: Prompt) -> Exchange:
+    """Return a labelled prompt in the form of an exchange that went along with it."""
+    own = prompt.model_dump(include={"id", "prompt", "source", "severity", "categories"})
+    return Exchange(**own, response="", prompt_is_harmful=prompt.is_harmful, is_safe=not prompt.is_harmful)
 
 
 def _prompt_row(record: Exchange) -> Exchange:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from equipoise.models.backbone import chat_ids, encode_response
+from equipoise.models.chat import chat_ids, encode_response
 from equipoise.models.layout import Row
 from equipoise.records import Conversation, messages_of
 

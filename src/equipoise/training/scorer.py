@@ -1,8 +1,8 @@
 """Train a scorer, reward and cost together: `equipoise train scorer --set pairs=[FILE] --out DIR`.
 
 Every pair trains the heads it has labels for: `better` the reward; `safer` the rank term of the cost
-and `is_safe` of each answer its sign terms. Ties train no rank term. With an encoder each answer is a
-row; with a decoder a pair is one row whose answers share the prompt.
+and `is_safe` of each answer its sign terms. Ties train no rank term. With pooled features each answer
+is a row; where a language model's last token is read a pair is one row whose answers share the prompt.
 """
 
 from collections.abc import Sequence
@@ -41,10 +41,13 @@ class ScorerConfig(Config):
 
     pairs: tuple[InputPath, ...] = Field(min_length=1)
     backbone: ModelRef = "minilm"
-    trunk: Trunk = "encoder"
+    trunk: Trunk = "pooled"
     tune: Literal["frozen", "full", "lora"] = "frozen"
     layers: int = Field(default=6, ge=1)
-    """Layers of an encoder that are pooled, counted from the last."""
+    """Layers that are pooled, the last and others at even steps below."""
+    depth: int | None = Field(default=None, ge=1)
+    """Layers of the model that are run at all, the first ones; all where None. The middle of a language
+    model tells harm as well as its end, for less work."""
     hidden: int = Field(default=128, ge=0)
     dropout: float = Field(default=0.5, ge=0, lt=1)
     lora_rank: int = Field(default=16, ge=1)
@@ -57,9 +60,11 @@ class ScorerConfig(Config):
     optim: ScorerOptim = ScorerOptim()
 
     @model_validator(mode="after")
-    def _adapters_go_on_a_decoder(self) -> "ScorerConfig":
-        if self.tune == "lora" and self.trunk == "encoder":
-            raise ValueError("tune: lora adapts a decoder, got trunk encoder; expected frozen or full")
+    def _fits_the_trunk(self) -> "ScorerConfig":
+        if self.tune == "lora" and self.trunk == "pooled":
+            raise ValueError("tune: lora goes with trunk last, got pooled; expected frozen or full")
+        if self.depth is not None and self.trunk == "last":
+            raise ValueError("depth: goes with trunk pooled, got last; expected none")
         return self
 
 
@@ -119,11 +124,12 @@ def train_scorer(config: ScorerConfig, run: Run) -> None:
     pairs = [record for path in config.pairs for record in read_records(path, Pair)]
     run.licences |= {record.licence for record in pairs}
     labels, trained = pair_labels(pairs)
-    backbone = load_trunk(config.trunk, config.backbone, config.optim.device)
+    backbone = load_trunk(config.trunk, config.backbone, config.optim.device, config.depth)
     card = ScorerCard(
         backbone=str(backbone.model.name_or_path),  # a folder's is absolute
         trunk=config.trunk,
         layers=config.layers,
+        depth=config.depth,
         hidden=config.hidden,
         dropout=config.dropout,
         lora_rank=config.lora_rank if config.tune == "lora" else 0,
@@ -179,7 +185,7 @@ def _choice(value: object) -> int:
 
 def _task(model: ScorerModel, pairs: Sequence[Pair], labels: PairLabels, config: ScorerConfig) -> Task:
     ones = [1] * len(pairs)
-    if config.trunk == "decoder":
+    if config.trunk == "last":
         rows = [make_row(model.tokenizer, p.prompt, [a.response for a in p.answers]) for p in pairs]
         lengths = [row.length for row in rows]
 
