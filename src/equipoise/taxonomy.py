@@ -1,11 +1,12 @@
 """Harm taxonomies: the categories, their severity scale, and how one maps to another.
 
 One YAML file is one taxonomy; head sizes, reports and checks follow from it. A checkpoint carries
-its own copy, so a released file never changes: a change is a new `version`.
+its own copy, so a released file never changes: a change is a new `version`. A crosswalk to a list that is
+no taxonomy here, such as the categories of an API, is a file of its own under `taxonomies/crosswalks`.
 """
 
 from collections.abc import Iterable
-from functools import cache
+from functools import cache, cached_property
 from importlib import resources
 from pathlib import Path
 
@@ -65,7 +66,7 @@ class Taxonomy(_Frozen):
                 raise ValueError(f"crosswalk to '{other}': no category '{unknown}' here")
         return self
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """Official names in head order."""
         return tuple(category.name for category in self.categories)
@@ -94,26 +95,102 @@ class Taxonomy(_Frozen):
         return frozenset(theirs[there] for there in found)
 
 
+class Target(_Frozen):
+    """A category of somebody else's list that a crosswalk leads to."""
+
+    id: str
+    """As their interface writes it."""
+    name: str
+    aliases: tuple[str, ...] = ()
+    """Other codes that the same owner uses for it."""
+
+
+class Crosswalk(_Frozen):
+    """How the categories of a taxonomy map to a list that is no taxonomy here, such as an API's.
+
+    Overlap in the main, not an equivalence; a category without a counterpart has an empty line.
+    """
+
+    taxonomy: str
+    other: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    version: int = Field(ge=1)
+    title: str = ""
+    source: str = ""
+    licence: str = "unknown"
+    targets: tuple[Target, ...] = Field(min_length=1)
+    """All of their list, in their order."""
+    unreachable: dict[str, str] = {}
+    """Targets that our categories cannot tell, and why."""
+    mapping: dict[str, tuple[str, ...]]
+    """Our id -> their ids; one line for each category of ours."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Crosswalk":
+        codes = [code for target in self.targets for code in (target.id, *target.aliases)]
+        for code in codes:
+            if codes.count(code) > 1:
+                raise ValueError(f"target '{code}' stands twice")
+        ids = [target.id for target in self.targets]
+        reached = {there for many in self.mapping.values() for there in many}
+        for there in [*sorted(reached), *self.unreachable]:
+            if there not in ids:
+                raise ValueError(f"no target '{there}' here{near(there, ids)}")
+        for there in ids:
+            if there in reached and there in self.unreachable:
+                raise ValueError(f"target '{there}' is mapped to and said to be unreachable")
+            if there not in reached and there not in self.unreachable:
+                raise ValueError(f"target '{there}' is neither mapped to nor said to be unreachable")
+        ours = [category.id for category in load_taxonomy(self.taxonomy).categories]
+        for here in self.mapping:
+            if here not in ours:
+                raise ValueError(f"no category '{here}' in '{self.taxonomy}'{near(here, ours)}")
+        for here in ours:
+            if here not in self.mapping:
+                raise ValueError(
+                    f"category '{here}' has no line; an empty list says that it has no counterpart"
+                )
+        return self
+
+    def translate(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Return the ids of the targets, in their order, for names of our categories."""
+        taxonomy = load_taxonomy(self.taxonomy)
+        ours = [taxonomy.categories[taxonomy.index(name)].id for name in names]
+        found = {there for here in ours for there in self.mapping[here]}
+        return tuple(target.id for target in self.targets if target.id in found)
+
+    def target(self, code: str) -> Target:
+        """Return a target by its id or an alias; an unknown one raises TaxonomyError."""
+        known = {name: target for target in self.targets for name in (target.id, *target.aliases)}
+        if code not in known:
+            raise TaxonomyError(f"no target '{code}' in '{self.other}'{near(code, known)}")
+        return known[code]
+
+
 def built_in() -> list[str]:
     """Names of the taxonomies that ship with the package."""
-    folder = resources.files("equipoise") / "taxonomies"
-    return sorted(
-        entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml")
-    )
+    return _names_in("taxonomies")
+
+
+def built_in_crosswalks() -> list[str]:
+    """Names, `OURS-THEIRS`, of the crosswalks that ship in files of their own."""
+    return _names_in("taxonomies/crosswalks")
 
 
 @cache
 def load_taxonomy(name: str) -> Taxonomy:
     """Load a built-in taxonomy by name, or a user's own from a path to a `.yaml` file."""
-    path = Path(name)
-    if path.suffix not in {".yaml", ".yml"}:
-        if name not in built_in():
-            raise TaxonomyError(
-                f"no taxonomy '{name}'{near(name, built_in())}; built in: {', '.join(built_in())}"
-                " (or give a path to a .yaml file)"
-            )
-        path = Path(str(resources.files("equipoise") / "taxonomies" / f"{name}.yaml"))
+    path = _find("taxonomy", name, "taxonomies")
     return parse_taxonomy(read_yaml(path), str(path))
+
+
+@cache
+def load_crosswalk(name: str) -> Crosswalk:
+    """Load a built-in crosswalk such as `pku19-openai13`, or a user's own from a path to a `.yaml` file."""
+    path = _find("crosswalk", name, "taxonomies/crosswalks")
+    try:
+        return Crosswalk.model_validate(read_yaml(path))
+    except ValidationError as exc:
+        raise TaxonomyError(explain(str(path), Crosswalk, exc)) from exc
 
 
 def parse_taxonomy(data: object, where: str) -> Taxonomy:
@@ -122,3 +199,22 @@ def parse_taxonomy(data: object, where: str) -> Taxonomy:
         return Taxonomy.model_validate(data)
     except ValidationError as exc:
         raise TaxonomyError(explain(where, Taxonomy, exc)) from exc
+
+
+def _names_in(folder: str) -> list[str]:
+    entries = (resources.files("equipoise") / folder).iterdir()
+    return sorted(entry.name.removesuffix(".yaml") for entry in entries if entry.name.endswith(".yaml"))
+
+
+def _find(what: str, name: str, folder: str) -> Path:
+    """Return the file of something built in by its name, or the path that was given."""
+    path = Path(name)
+    if path.suffix in {".yaml", ".yml"}:
+        return path
+    known = _names_in(folder)
+    if name not in known:
+        raise TaxonomyError(
+            f"no {what} '{name}'{near(name, known)}; built in: {', '.join(known)}"
+            " (or give a path to a .yaml file)"
+        )
+    return Path(str(resources.files("equipoise") / folder / f"{name}.yaml"))

@@ -3,12 +3,12 @@
 What is not taken by a source goes to `provenance`, and an error names the column as the file has it.
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from equipoise.data.io import parse_record
+from equipoise.data.json_text import JsonError, load_json
 from equipoise.data.rows import LineError, Row, column_names, file_format, show
 from equipoise.errors import near
 from equipoise.records import Record
@@ -117,8 +117,8 @@ class Columns:
             return int(value)
         if self._is_csv and isinstance(value, str):
             try:
-                return json.loads(value.lower() if value in {"True", "False"} else value)
-            except ValueError:
+                return load_json(value.lower() if value in {"True", "False"} else value)
+            except JsonError:
                 return value
         return value
 

@@ -1,4 +1,4 @@
-"""The releases of PKU-SafeRLHF: dual preferences, single preference, and question with answer.
+"""The releases of PKU-SafeRLHF: dual preferences, single preference, question with answer, prompts.
 
 The old 10K and 30K releases are labelled by 14 categories, or by none, and the later ones by 19; the
 keys of the category columns tell which. Columns that are no field of a record go to `provenance`.
@@ -8,7 +8,7 @@ from typing import Any
 
 from equipoise.data.rows import Row, show
 from equipoise.data.sources.columns import Columns, Flags
-from equipoise.records import Exchange, Pair
+from equipoise.records import Exchange, Pair, Prompt
 from equipoise.taxonomy import load_taxonomy
 
 _SINGLE = "pku-saferlhf-single"
@@ -63,6 +63,17 @@ def pku_qa(row: Row) -> Exchange:
         flags = columns.flags("harm_category", "category", to="categories")
     values |= {"categories": flags.categories, "rated": flags.rated, "taxonomy": flags.taxonomy}
     return columns.build(Exchange, values | _origin(columns, "pku-saferlhf-qa"))
+
+
+def pku_prompt(row: Row) -> Prompt:
+    """Read a prompt of the release of prompts; nothing says whether it asks for harm."""
+    columns = Columns(row)
+    columns.require("prompt")
+    for name, source in (("response", "pku-saferlhf-qa"), ("response_0", _DUAL)):
+        if name in row.values:
+            raise columns.error(name, f"a column of another release, which is read by the source {source}")
+    values = {"id": "", "prompt": columns.text("prompt"), "source": "pku-saferlhf-prompt"}
+    return columns.build(Prompt, values | {"provenance": columns.rest()})
 
 
 def pair_values(columns: Columns) -> dict[str, Any]:
