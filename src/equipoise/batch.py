@@ -93,7 +93,7 @@ def run_batch(
             parts.append(part)
             bad = sum(line.error is not None for line in lines)
             rows, errors = rows + len(lines) - bad, errors + bad
-        with replacing(out_path) as fresh, _writing(fresh) as out:
+        with replacing(out_path) as fresh, writing(fresh) as out:
             for part in parts:
                 with part.open("rb") as handle:
                     shutil.copyfileobj(handle, out)
@@ -195,7 +195,8 @@ def _chunks(lines: Iterator[_Line], size: int) -> Iterator[list[_Line]]:
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[IO[bytes]]:
+def writing(path: Path) -> Iterator[IO[bytes]]:
+    """Open a batch file to write bytes to; one whose name ends in .gz is compressed."""
     with path.open("wb") as plain:
         if path.suffix == ".gz":  # no name and no time in it, so that the same rows are the same bytes
             with gzip.GzipFile(filename="", fileobj=plain, mode="wb", mtime=0) as packed:

@@ -41,6 +41,18 @@ class Generator(Protocol):
         ...
 
 
+class OptionScorer(Protocol):
+    """Say how probable each of a few fixed answers is."""
+
+    def __call__(self, prompts: Sequence[Messages], options: Sequence[str]) -> list[list[float]]:
+        """Return the log-probability of each option as the whole answer, [prompts][options].
+
+        Rows are in order and normalised over the options (their exponentials sum to 1); a row is
+        NaN where the server gave none.
+        """
+        ...
+
+
 class Verdict(NamedTuple):
     """What a judge says of one response in its context. Probabilities are 0..1."""
 

@@ -8,7 +8,8 @@ import torch
 
 from equipoise.errors import DataError
 from equipoise.generation.local import LocalGenerator, load_generator
-from equipoise.models.backbone import add_lora, chat_ids, load_causal
+from equipoise.models.backbone import add_lora, load_causal
+from equipoise.models.chat import chat_ids
 from equipoise.protocols import Generator, Messages, Sampling
 
 CHATS: list[Messages] = [

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,34 +12,62 @@ from equipoise.cli.common import ConfigOption, ForceFlag, JsonFlag, OutOption, S
 def generate(
     *,
     out: OutOption,
-    model: Annotated[str | None, typer.Option(help="Built-in name, folder or hub id.")] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="Built-in name, folder or hub id; with --endpoint, a name there. Repeatable."),
+    ] = None,
+    endpoint: Annotated[
+        str | None, typer.Option(help="Ask a server of the OpenAI protocol, e.g. http://localhost:8000/v1.")
+    ] = None,
     prompts: Annotated[Path | None, typer.Option(help='JSON Lines of {"id", "prompt"}.')] = None,
     samples: Annotated[int | None, typer.Option("-k", help="Responses per prompt.")] = None,
+    greedy_first: Annotated[
+        bool, typer.Option("--greedy-first", help="Write a greedy answer before the k samples.")
+    ] = False,
     config: ConfigOption = None,
     settings: SetOption = None,
     force: ForceFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Write responses to a file of prompts; the same rows come out, in the same order."""
-    from equipoise.extras import require
-
-    require("equipoise generate", "train")
-
     from equipoise.config import load_config
+    from equipoise.extras import require
     from equipoise.generation.batch import GENERATE, GenerateConfig
     from equipoise.lineage import produce
 
-    given = {"model": model, "prompts": prompts and str(prompts), "sampling.samples": samples}
+    given = {
+        "models": model or None,
+        "endpoint.url": endpoint,
+        "prompts": prompts and str(prompts),
+        "sampling.samples": samples,
+        "greedy_first": greedy_first or None,
+    }
     flags = [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
-    outcome = produce(
-        out, GENERATE, load_config(GenerateConfig, config, [*flags, *(settings or [])]), force=force
-    )
-    rows, errors = outcome.manifest.notes["rows"], outcome.manifest.notes["errors"]
+    wanted = load_config(GenerateConfig, config, [*flags, *(settings or [])])
+    if wanted.endpoint is None:
+        require("equipoise generate", "train")
+    outcome = produce(out, GENERATE, wanted, force=force)
+    notes: dict[str, Any] = outcome.manifest.notes
     done = "was complete already" if outcome.skipped else "written"
-    emit(
-        {"out": str(out), "rows": rows, "errors": errors, "skipped": outcome.skipped},
-        as_json,
-        f"{out}: {done}, {rows} prompts answered, {errors} bad lines",
-    )
-    if errors:
+    counts = f"{notes['rows']} prompts answered, {notes['errors']} bad lines"
+    text = f"{out}: {done}, {counts}{_missing(notes)}{_took(notes)}"
+    emit({"out": str(out), "skipped": outcome.skipped, **notes}, as_json, text)
+    if notes["errors"] or notes["missing"]:
         raise typer.Exit(1)
+
+
+def _missing(notes: dict[str, Any]) -> str:
+    return f", {notes['missing']} answers missing" if notes["missing"] else ""
+
+
+def _took(notes: dict[str, Any]) -> str:
+    """Say what the answers of a server took: tokens, and their cost where prices were given."""
+    if "usage" not in notes:
+        return ""
+    used = list(notes["usage"].values())
+    prompt, completion = (sum(u[name] for u in used) for name in ("prompt_tokens", "completion_tokens"))
+    text = f"; {prompt} prompt and {completion} completion tokens"
+    if uncounted := sum(u["uncounted"] for u in used):
+        text += f" ({uncounted} answers came without a count)"
+    costs = [u["cost"] for u in used if u["cost"] is not None]
+    return text + (f", cost {sum(costs):.6g}" if costs else "")

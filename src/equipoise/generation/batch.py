@@ -1,17 +1,29 @@
-"""`generate`: a file of prompts in, the same rows with responses out."""
+"""`generate`: a file of prompts in, the same rows with responses out.
 
-from collections.abc import Sequence
-from typing import Annotated, NamedTuple, Self
+The models answer one after the other, each the whole file, so that only one is loaded at a time; then
+their answers are joined row by row.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
-from equipoise.batch import Row, conversation, run_batch
+from equipoise.batch import Row, conversation, run_batch, writing
 from equipoise.config import Config, InputPath, ModelRef
-from equipoise.generation.local import load_generator
-from equipoise.lineage import Run, Step
-from equipoise.models.backbone import Device, DType
-from equipoise.protocols import Messages, Sampling
+from equipoise.generation.client import EndpointConfig, read_key
+from equipoise.generation.replies import Answer
+from equipoise.generation.sources import Asked, Device, DType, Responder
+from equipoise.generation.usage import Usage
+from equipoise.lineage import Run, Step, replacing
+from equipoise.protocols import Sampling
 from equipoise.records import messages_of
+
+_ANSWERS = "equipoise answers"
+"""Field of a row on its way, which no row of a user's has."""
 
 
 class SamplingConfig(Config):
@@ -41,51 +53,128 @@ class SamplingConfig(Config):
 class GenerateConfig(Config):
     """Settings of `generate`."""
 
-    model: ModelRef
+    models: Annotated[tuple[ModelRef, ...], Field(min_length=1)]
+    """What answers; with an endpoint, names that the server knows."""
+    endpoint: EndpointConfig | None = None
     prompts: InputPath
     """JSON Lines of `{"id", "prompt"}`."""
     sampling: SamplingConfig = SamplingConfig()
+    greedy_first: bool = False
+    """Write a greedy answer before the samples: sample 0, and one more row per prompt and model."""
     batch_size: Annotated[int, Field(ge=1)] = 32
-    """Responses at a time."""
+    """Responses at a time, of a local model."""
     dtype: DType = "auto"
     device: Device = "auto"
 
+    @model_validator(mode="after")
+    def _answers_differ(self) -> Self:
+        if len(set(self.models)) < len(self.models):
+            raise ValueError(f"models: one is named twice, got {', '.join(self.models)}")
+        if self.greedy_first and self.sampling.temperature == 0:
+            raise ValueError("greedy_first: the sample is greedy too; expected sampling.temperature above 0")
+        return self
 
-class _Asked(NamedTuple):
-    id: str
-    messages: Messages
+    def responder(self, model: str, journal: Path | None = None) -> Responder:
+        """Return the operator that answers prompts by one of the models."""
+        return Responder(
+            model=model,
+            sampling=self.sampling.plain(),
+            endpoint=self.endpoint,
+            greedy_first=self.greedy_first,
+            batch_size=self.batch_size,
+            dtype=self.dtype,
+            device=self.device,
+            journal=journal,
+        )
 
 
 def generate(config: GenerateConfig, run: Run) -> None:
-    """Write the responses; bad lines are counted in the notes of the manifest as `errors`."""
-    generator = load_generator(
-        config.model, batch_size=config.batch_size, dtype=config.dtype, device=config.device
-    )
-    sampling = config.sampling.plain()
+    """Write the responses; the notes of the manifest count rows, bad lines, missing answers and tokens."""
+    if config.endpoint is not None:
+        read_key(config.endpoint)
+    parts = []
+    for number, model in enumerate(config.models):
+        parts.append(run.scratch / f"answers-{number}.jsonl")
+        if not parts[-1].exists():
+            _answer_all(config, config.responder(model, run.scratch / "journal.jsonl"), parts[-1])
+    run.notes |= _join(parts, config, run.out)
 
-    def parse(row: Row) -> _Asked:
-        asked = _Asked(str(row["id"]), messages_of(conversation(row)))
-        generator.encode(asked.messages, sampling)  # refuses what is too long or does not fit the template
+
+def _answer_all(config: GenerateConfig, responder: Responder, out: Path) -> None:
+    """Write every row of the prompts with all answers of one model in it, or its error."""
+
+    def parse(row: Row) -> Asked:
+        asked = Asked(str(row["id"]), messages_of(conversation(row)))
+        responder.check(asked)
         return asked
 
-    def compute(asked: Sequence[_Asked]) -> list[list[Row]]:
-        texts = generator([a.messages for a in asked], sampling, [a.id for a in asked])
-        return [
-            [{"response": text, "model": config.model, "sample": k} for k, text in enumerate(samples)]
-            for samples in texts
-        ]
+    def compute(asked: Sequence[Asked]) -> list[Row]:
+        return [{_ANSWERS: [a._asdict() for a in answers]} for answers in responder(asked)]
 
-    counts = run_batch(
+    scratch = out.with_suffix("")
+    run_batch(
         config.prompts,
-        run.out,
+        out,
         parse,
         compute,
-        chunk=max(1, 4 * config.batch_size // sampling.samples),
-        scratch=run.scratch,
+        chunk=responder.chunk,
+        scratch=scratch,
         key=("id",),
         label="chunks of prompts",
     )
-    run.notes.update(rows=counts.rows, errors=counts.errors)
+    shutil.rmtree(scratch, ignore_errors=True)  # not there where no row was
 
 
-GENERATE = Step("generate", 1, generate, writes_file=True, config=GenerateConfig)
+def _join(parts: Sequence[Path], config: GenerateConfig, out: Path) -> dict[str, Any]:
+    """Write the answers of all models row by row, and return the counts.
+
+    Samples are numbered on from model to model, so that (id, sample) names a row.
+    """
+    each = config.sampling.samples + config.greedy_first
+    usage = dict.fromkeys(config.models, Usage())
+    rows = errors = missing = 0
+    with replacing(out) as fresh, writing(fresh) as target:
+        for versions in zip(*map(_rows, parts), strict=True):
+            if all(_ANSWERS not in row for row in versions):
+                errors += 1
+                target.write(_line(versions[0]))
+                continue
+            rows += 1
+            for number, (model, row) in enumerate(zip(config.models, versions, strict=True)):
+                errors += _ANSWERS not in row
+                for answer, place in _placed(row, number * each):
+                    if answer.error is None:
+                        fields = {key: value for key, value in row.items() if key != _ANSWERS}
+                        target.write(
+                            _line({**fields, "response": answer.text, "model": model, "sample": place})
+                        )
+                        usage[model] = usage[model].plus(answer.prompt_tokens, answer.completion_tokens)
+                    else:
+                        missing += _ANSWERS in row
+                        target.write(
+                            _line({"id": row["id"], "sample": place, "model": model, "error": answer.error})
+                        )
+    counts: dict[str, Any] = {"rows": rows, "errors": errors, "missing": missing}
+    if config.endpoint is not None:
+        price = config.endpoint.price_of
+        counts["usage"] = {model: usage[model].note(price(model)) for model in config.models}
+    return counts
+
+
+def _placed(row: Row, first: int) -> Iterator[tuple[Answer, int]]:
+    """Yield the answers of a row with their sample numbers; a row in error is one missing answer."""
+    for k, answer in enumerate(row.get(_ANSWERS) or [{"text": None, "error": row["error"]}]):
+        yield Answer(**answer), first + k
+
+
+def _rows(path: Path) -> Iterator[Row]:
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            yield json.loads(line)
+
+
+def _line(row: Row) -> bytes:
+    return json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+
+GENERATE = Step("generate", 2, generate, writes_file=True, config=GenerateConfig)

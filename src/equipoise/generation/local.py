@@ -5,7 +5,8 @@ from pathlib import Path
 
 from equipoise.errors import DataError
 from equipoise.generation.decoding import Written, decode
-from equipoise.models.backbone import Backbone, chat_ids, decode_response, end_of_turn, load_causal
+from equipoise.models.backbone import Backbone, load_causal
+from equipoise.models.chat import chat_ids, decode_response, end_of_turn
 from equipoise.protocols import Messages, Sampling
 
 

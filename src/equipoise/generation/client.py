@@ -1,0 +1,210 @@
+"""How a server is reached: its settings, the connection, and one request.
+
+Any server of the OpenAI chat protocol will do. The key comes from the environment and goes nowhere else:
+not into a config, a manifest or a message.
+"""
+
+import asyncio
+import os
+import ssl
+from collections.abc import AsyncIterator
+from email.utils import parsedate_to_datetime
+from functools import lru_cache
+from ipaddress import ip_address
+from math import isnan
+from pathlib import Path
+from time import time
+from types import TracebackType
+from typing import Annotated, Any, Self
+from urllib.parse import urlsplit
+
+import httpx2
+from pydantic import Field, JsonValue, field_validator
+
+from equipoise.config import Config
+from equipoise.errors import ConfigError
+from equipoise.generation.replies import FailedError, Reply, assemble, message_of, parse_reply
+from equipoise.generation.usage import Price
+
+_CONNECT_SECONDS = 10.0
+_LONGEST_PAUSE = 600.0
+"""Seconds that a server's Retry-After is followed at most."""
+_RETRIED = {408, 409, 425, 429}
+"""Statuses below 500 that say "later" rather than "no"."""
+_OURS = {
+    "model",
+    "messages",
+    "max_tokens",
+    "max_completion_tokens",
+    "temperature",
+    "top_p",
+    "seed",
+    "n",
+    "stream",
+}
+
+
+class EndpointConfig(Config):
+    """A server of the OpenAI chat protocol, and how to treat it."""
+
+    url: str
+    """Base address, for example http://localhost:8000/v1."""
+    api_key_env: str | None = None
+    """Name of the environment variable that holds the key."""
+    concurrency: Annotated[int, Field(ge=1)] = 16
+    """Requests at a time."""
+    tries: Annotated[int, Field(ge=1)] = 8
+    """Requests for one answer before it is given up."""
+    first_wait_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.5
+    """Wait after the first failure; it doubles from try to try, up to a minute."""
+    timeout_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 600.0
+    """For one request, from first to last byte."""
+    stream: bool = False
+    """Ask for a stream, for servers that do nothing else."""
+    extra: dict[str, JsonValue] = {}
+    """Fields to send as they are, for example chat_template_kwargs."""
+    journal: Path | None = None
+    """Keep the answers here, so that other runs and forced ones ask for none of them again. Without it
+    they are kept until the run is complete."""
+    price: Price | None = None
+    prices: dict[str, Price] = {}
+    """Of models that have another price, by name."""
+
+    @field_validator("url")
+    @classmethod
+    def _is_base(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise ValueError("expected an address such as http://localhost:8000/v1")
+        if parts.username or parts.password or parts.query:
+            # no ValueError, whose message would show the address
+            raise ConfigError(
+                "endpoint.url: holds a name, a password or a query; expected api_key_env for a key"
+            )
+        return url.rstrip("/") if parts.path.strip("/") else f"{url.rstrip('/')}/v1"
+
+    @field_validator("extra")
+    @classmethod
+    def _is_not_ours(cls, extra: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        for name in sorted(extra.keys() & _OURS):
+            raise ValueError(f"'{name}' is set by the sampling and the endpoint; expected other fields")
+        return extra
+
+    def price_of(self, model: str) -> Price | None:
+        """Return the price of a model's tokens, None where the user gave none."""
+        return self.prices.get(model, self.price)
+
+
+def read_key(settings: EndpointConfig) -> str | None:
+    """Return the key from the environment; a named variable that is not set raises ConfigError."""
+    if settings.api_key_env is None:
+        return None
+    key = os.environ.get(settings.api_key_env, "").strip()
+    if not key:
+        raise ConfigError(f"endpoint.api_key_env: {settings.api_key_env} is not set in the environment")
+    return key
+
+
+def retry_after(value: str | None, now: float) -> float | None:
+    """Return the seconds that a Retry-After header asks for: a number or a date. RFC 9110, 10.2.3.
+
+    >>> [retry_after(value, now=4.0) for value in ("7", "Thu, 01 Jan 1970 00:00:09 GMT", "soon", None)]
+    [7.0, 5.0, None, None]
+    """
+    if value is None:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(value).timestamp() - now
+        except ValueError:
+            return None
+    return min(max(seconds, 0.0), _LONGEST_PAUSE) if not isnan(seconds) else None
+
+
+class Client:
+    """A pool of connections to one server; an asynchronous context."""
+
+    def __init__(self, settings: EndpointConfig, key: str | None) -> None:
+        """Prepare the connections; the environment's proxies are used, but never to this machine."""
+        self._url = f"{settings.url}/chat/completions"
+        self._seconds, self._key = settings.timeout_seconds, key
+        self._http = httpx2.AsyncClient(
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            timeout=httpx2.Timeout(None, connect=_CONNECT_SECONDS),
+            limits=httpx2.Limits(max_connections=settings.concurrency),
+            verify=_tls(),
+            trust_env=not _is_this_machine(settings.url),
+        )
+
+    async def __aenter__(self) -> Self:
+        """Open the pool."""
+        await self._http.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the pool."""
+        await self._http.__aexit__(kind, exc, trace)
+
+    async def post(self, body: dict[str, Any]) -> Reply:
+        """Send one request and return the reply; a server may stream it unasked.
+
+        Raises:
+            FailedError: there is no reply, or none that can be read.
+        """
+        try:
+            return await self._post(body)
+        except FailedError as failed:
+            if self._key:
+                failed.reason = failed.reason.replace(self._key, "***")
+            raise
+
+    async def _post(self, body: dict[str, Any]) -> Reply:
+        try:
+            async with (
+                asyncio.timeout(self._seconds),
+                self._http.stream("POST", self._url, json=body) as response,
+            ):
+                if not response.is_success:
+                    raise _refusal(response, await response.aread())
+                if response.headers.get("content-type", "").startswith("text/event-stream"):
+                    return await assemble(_data(response))
+                raw = await response.aread()
+        except TimeoutError as exc:
+            raise FailedError(f"no reply within {self._seconds:g} s") from exc
+        except (httpx2.RequestError, httpx2.SSEError) as exc:
+            raise FailedError(f"no reply ({type(exc).__name__})") from exc
+        return parse_reply(raw)
+
+
+def _refusal(response: httpx2.Response, raw: bytes) -> FailedError:
+    status = response.status_code
+    return FailedError(
+        f"status {status}{message_of(raw)}",
+        retry=status in _RETRIED or status >= 500,
+        status=status,
+        after=retry_after(response.headers.get("retry-after"), time()),
+    )
+
+
+async def _data(response: httpx2.Response) -> AsyncIterator[str]:
+    async for event in httpx2.EventSource(response):
+        if event.data:
+            yield event.data
+
+
+@lru_cache
+def _tls() -> ssl.SSLContext:
+    """Read the certificates once: it takes longer than a request."""
+    return httpx2.create_ssl_context()
+
+
+def _is_this_machine(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")

@@ -1,0 +1,106 @@
+"""Talking to one server for the length of a call: tries, waits, and whether it is alive at all.
+
+A request that fails is tried again after a wait that doubles, with jitter from the request's own seed.
+What a server asks to wait, all requests wait. When an answer is given up and no other request has got
+through since it began, a small request of our own decides whether the server is dead, which stops the
+run, or only this answer is missing.
+"""
+
+import asyncio
+import random
+from collections.abc import Callable, Mapping
+from time import monotonic
+from typing import TypeVar
+
+from pydantic import JsonValue
+
+from equipoise.errors import RunStoppedError
+from equipoise.generation.client import Client, EndpointConfig
+from equipoise.generation.replies import FailedError, Reply, first_choice
+
+T = TypeVar("T")
+
+_LONGEST_WAIT = 60.0
+"""Seconds between two tries, unless the server asks for more."""
+_TRIES_OF_A_SIGN_OF_LIFE = 3
+
+
+def wait_seconds(failures: int, first: float, jitter: random.Random) -> float:
+    """Return the wait after the n-th failure: `first` doubled each time, times 0.5 to 1.
+
+    >>> [round(wait_seconds(n, 1.0, random.Random(0)), 2) for n in (1, 2, 3, 9)]
+    [0.92, 1.84, 3.69, 55.33]
+    """
+    return min(first * 2.0 ** min(failures - 1, 30), _LONGEST_WAIT) * (0.5 + 0.5 * jitter.random())
+
+
+class Session:
+    """Requests to one server within one event loop."""
+
+    def __init__(self, client: Client, settings: EndpointConfig, model: str) -> None:
+        """Hold an open client; `model` is the name that the server knows."""
+        self._client, self._settings, self._model = client, settings, model
+        self.limit = "max_tokens"
+        """The name under which this server takes the length of a response."""
+        self._pause_until = self._last_success = 0.0
+        self._checking = asyncio.Lock()
+
+    async def ask(self, body: Mapping[str, JsonValue], seed: str, read: Callable[[Reply], T]) -> T:
+        """Return what `read` makes of the reply to one request, after as many tries as it takes.
+
+        Raises:
+            FailedError: no try brought an answer; this one is missing.
+            RunStoppedError: the server is dead.
+        """
+        began = monotonic()
+        try:
+            return await self._tried(body, seed, read, self._settings.tries)
+        except FailedError as failed:
+            if failed.is_about_server:
+                await self._check_alive(began)
+            raise
+
+    async def hello(
+        self, fields: Mapping[str, JsonValue], read: Callable[[Reply], T], tries: int | None = None
+    ) -> T:
+        """Return what `read` makes of the reply to a word of greeting, with these fields beside it."""
+        messages: JsonValue = [{"role": "user", "content": "Hi"}]
+        body = {"messages": messages, self.limit: 1, **fields}
+        return await self._tried(body, "hello", read, tries or self._settings.tries)
+
+    async def _check_alive(self, began: float) -> None:
+        async with self._checking:
+            if self._last_success >= began:
+                return
+            try:
+                await self.hello({}, first_choice, _TRIES_OF_A_SIGN_OF_LIFE)
+            except FailedError as dead:
+                raise RunStoppedError(f"{self._settings.url}: the server is dead: {dead.reason}") from dead
+
+    async def _tried(
+        self, body: Mapping[str, JsonValue], seed: str, read: Callable[[Reply], T], tries: int
+    ) -> T:
+        jitter = random.Random(seed)
+        failures = 0
+        while True:
+            await self._sit_out_pause()
+            try:
+                answer = read(await self._client.post({"model": self._model, **self._whole(body)}))
+            except FailedError as failed:
+                failures += 1
+                if failed.after is not None:
+                    self._pause_until = max(self._pause_until, monotonic() + failed.after)
+                if not failed.retry or failures == tries:
+                    failed.reason += f" ({failures} tries)" if failures > 1 else ""
+                    raise
+                await asyncio.sleep(wait_seconds(failures, self._settings.first_wait_seconds, jitter))
+            else:
+                self._last_success = monotonic()
+                return answer
+
+    def _whole(self, body: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+        return {**body, "stream": True} if self._settings.stream else dict(body)
+
+    async def _sit_out_pause(self) -> None:
+        while (left := self._pause_until - monotonic()) > 0:
+            await asyncio.sleep(left)
