@@ -19,9 +19,11 @@ CORE = {
     "config",
     "lineage",
     "machine",
+    "manifests",
     "stats",
     "progress",
     "extras",
+    "engines",
 }
 MODELS = {"models", "objectives", "data", "batch", "generation"} | CORE
 WITHOUT_TRAINING = {
