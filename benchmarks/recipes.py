@@ -1,6 +1,7 @@
 """Run the published recipes and keep their numbers in `benchmarks/results/`.
 
-    python benchmarks/recipes.py                      the quickstart, built-in data only
+    python benchmarks/recipes.py                      the quickstart, built-in data only, and the same
+                                                      models again on the prompts that it leaves out
     python benchmarks/recipes.py --data DIR           also pku-saferlhf-small, on the rows in DIR
 
 A recipe that is done is not run again. Every result says machine, threads, seed and commit; README
@@ -36,13 +37,17 @@ def main() -> None:
     parser.add_argument("--data", help="folder with the rows of pku-saferlhf-small")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="where the runs lie")
     arguments = parser.parse_args()
-    wanted = {"quickstart": []}
+    wanted: dict[str, tuple[str, list[str]]] = {
+        "quickstart": ("quickstart", []),
+        "quickstart-rest": ("quickstart", ["select=rest"]),
+    }
     if arguments.data:
-        wanted["pku-saferlhf-small"] = [f"data.dir={arguments.data}"]
-    for name, overrides in wanted.items():
+        wanted["pku-saferlhf-small"] = ("pku-saferlhf-small", [f"data.dir={arguments.data}"])
+    for result, (name, overrides) in wanted.items():
         recipe = load_recipe(ROOT / "recipes" / f"{name}.yaml", overrides)
         done = run_recipe(recipe, arguments.runs / name)
-        path = save(name, {"recipe": name, "seed": recipe.settings["seed"], **numbers(done)})
+        settings = {"recipe": name, "set": overrides if name == "quickstart" else []}
+        path = save(result, {**settings, "seed": recipe.settings["seed"], **numbers(done)})
         print(path.relative_to(ROOT))
 
 

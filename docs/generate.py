@@ -144,7 +144,8 @@ def recipe_results(found: dict[str, Any]) -> str:
 
     minutes = sum(step["wall_seconds"] for step in found["steps"].values()) / 60
     where = f"{found['machine']['cores']} cores, {found['machine']['processor']}, seed {found['seed']}"
-    parts = [f"**`recipes/{found['recipe']}.yaml`**, {minutes:.0f} minutes on {where}."]
+    settings = "".join(f" --set {item}" for item in found.get("set", ()))
+    parts = [f"**`recipes/{found['recipe']}.yaml{settings}`**, {minutes:.0f} minutes on {where}."]
     if "detection" in found:
         parts.append(detection_table(found["detection"]))
     if "report" in found:

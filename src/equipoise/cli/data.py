@@ -144,8 +144,9 @@ def stats(
     else:
         produce(out, STATS, gather(STATS, {"files": files, "title": title}), force=force)
         found = Statistics.model_validate_json((out / "statistics.json").read_text("utf-8"))
-    text = card(found, title or ", ".join(path.name for path in files))
-    emit(found.model_dump(mode="json"), as_json, text if out is None else str(out / "statistics.html"))
+    name = title or ", ".join(path.name for path in files)
+    text = card(found, name) if out is None else str(out / "statistics.html")
+    emit(found.model_dump(mode="json"), as_json, text)
 
 
 @app.command()

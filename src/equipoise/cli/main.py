@@ -7,7 +7,20 @@ from typing import Annotated
 import typer
 
 from equipoise import __version__
-from equipoise.cli import data, evaluate, export, generate, judge, models, run, train
+from equipoise.cli import (  # noqa: F401  the people and stats modules register on annotate.app
+    annotate,
+    annotate_people,
+    annotate_stats,
+    curate,
+    data,
+    evaluate,
+    export,
+    generate,
+    judge,
+    models,
+    run,
+    train,
+)
 from equipoise.cli.usage import UsageError, explain, is_help
 from equipoise.errors import EquipoiseError, RunStoppedError
 
@@ -23,6 +36,8 @@ app.command()(run.run)
 data.app.command()(export.export)
 app.add_typer(data.app, name="data")
 app.command()(generate.generate)
+app.add_typer(curate.app, name="curate")
+app.add_typer(annotate.app, name="annotate")
 app.add_typer(train.app, name="train")
 app.command()(judge.moderate)
 app.command()(judge.score)

@@ -1,0 +1,1 @@
+"""Labels from people and models: cards and tools, agreement, consensus, routing."""
