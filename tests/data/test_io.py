@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from equipoise.data.io import LineError, NoRowsError, read_records, read_rows, record_kind, write_records
+from equipoise.data.io import (
+    LineError,
+    NoRowsError,
+    read_records,
+    read_rows,
+    record_kind,
+    write_records,
+    writing_records,
+)
 from equipoise.data.rows import kind_and_size
 from equipoise.errors import DataError
 from equipoise.records import Answer, Exchange, Judgement, Message, Pair, Prompt, Record
@@ -317,6 +325,19 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
         write_records(path, [*RECORDS[Prompt], *RECORDS[Exchange]])
     assert path.read_bytes() == before
     assert [f.name for f in tmp_path.iterdir()] == ["x.csv"]
+
+
+def test_several_files_are_written_at_once_and_a_failure_leaves_none(tmp_path: Path) -> None:
+    records = [Exchange(id=str(n), prompt="p", response="r") for n in range(4)]
+    paths = [tmp_path / "even.jsonl", tmp_path / "odd.jsonl.gz"]
+    with writing_records(paths[0]) as even, writing_records(paths[1]) as odd:
+        for number, record in enumerate(records):
+            (odd if number % 2 else even)(record)
+        assert not any(path.exists() for path in paths)
+    assert [list(read_records(path, Exchange)) for path in paths] == [records[::2], records[1::2]]
+    with pytest.raises(AttributeError), writing_records(tmp_path / "broken.jsonl") as write:
+        [write(record) for record in (records[0], "no record")]  # type: ignore[arg-type]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["even.jsonl", "odd.jsonl.gz"]
 
 
 def test_equal_records_give_equal_gzip_bytes(tmp_path: Path) -> None:

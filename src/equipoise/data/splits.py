@@ -8,7 +8,7 @@ import hashlib
 import math
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from equipoise.data.check import is_safe
@@ -24,6 +24,38 @@ class _Stratum(NamedTuple):
     category: str
     severity: int
     sources: tuple[str, ...]
+
+
+class _Group:
+    """What is held of the rows that share a prompt, whatever their order."""
+
+    __slots__ = ("categories", "order", "part", "severity", "signs", "size", "sources")
+
+    def __init__(self) -> None:
+        self.size = 0
+        self.signs: set[bool | None] = set()
+        self.categories: Counter[str] | None = None
+        self.severity = 0
+        self.sources: set[str] = set()
+        self.order = b""
+        self.part = ""
+
+    def add(self, row: AnyRecord) -> None:
+        self.size += 1
+        self.sources.add(row.source)
+        for labels in _labels(row):
+            self.signs.add(is_safe(labels))
+            self.severity = max(self.severity, labels.severity or 0)
+            if labels.categories:
+                self.categories = self.categories or Counter()
+                self.categories.update(labels.categories)
+
+    def stratum(self) -> _Stratum:
+        safe = ["safe" if sign else "unsafe" for sign in self.signs if sign is not None]
+        safety = "mixed" if len(safe) == 2 else next(iter(safe), "unlabelled")
+        counts = self.categories or Counter()
+        category = min(counts, key=lambda name: (-counts[name], name), default="")
+        return _Stratum(safety, category, self.severity, tuple(sorted(self.sources)))
 
 
 def normalise_prompt(text: str) -> str:
@@ -43,9 +75,9 @@ def normalise_prompt(text: str) -> str:
 
 
 def split(
-    records: Sequence[AnyRecord], fractions: Mapping[str, float], *, seed: int = 0, stratify: bool = True
+    records: Iterable[AnyRecord], fractions: Mapping[str, float], *, seed: int = 0, stratify: bool = True
 ) -> list[str]:
-    """Return the name of a part for every record, in order.
+    """Return the name of a part for every record, in order; the records are gone through once.
 
     Groups are sorted by stratum (safe, unsafe, mixed or unlabelled; most frequent category; highest
     severity; sources) and within it by a hash of seed and prompt; each goes to the part that is
@@ -58,21 +90,24 @@ def split(
         stratify: Whether groups that are alike are spread over the parts.
     """
     check_fractions(fractions)
-    keys = [normalise_prompt(text_of(record.prompt)) for record in records]
-    groups: dict[str, list[AnyRecord]] = {}
-    for key, record in zip(keys, records, strict=True):
-        groups.setdefault(key, []).append(record)
-    strata = {key: _stratum(rows) if stratify else _Stratum("", "", 0, ()) for key, rows in groups.items()}
-    ordered = sorted(groups, key=lambda key: (_hash(seed, repr(strata[key])), _hash(seed, key)))
-    part_of: dict[str, str] = {}
+    groups: dict[bytes, _Group] = {}
+    group_of: list[_Group] = []
+    for record in records:
+        key = _hash(seed, normalise_prompt(text_of(record.prompt)))
+        group = groups.setdefault(key, _Group())
+        group.add(record)
+        group_of.append(group)
+    hashes: dict[_Stratum, bytes] = {}
+    for group in groups.values() if stratify else ():
+        stratum = group.stratum()
+        group.order = hashes.setdefault(stratum, _hash(seed, repr(stratum)))
     total, filled = 0, dict.fromkeys(fractions, 0)
-    for key in ordered:
-        size = len(groups[key])
-        total += size
+    for _, group in sorted(groups.items(), key=lambda item: (item[1].order, item[0])):
+        total += group.size
         part = max(fractions, key=lambda name: fractions[name] * total - filled[name])
-        filled[part] += size
-        part_of[key] = part
-    return [part_of[key] for key in keys]
+        filled[part] += group.size
+        group.part = part
+    return [group.part for group in group_of]
 
 
 def check_fractions(fractions: Mapping[str, float]) -> None:
@@ -102,17 +137,6 @@ def _is_edge(character: str) -> bool:
 
 def _hash(seed: int, text: str) -> bytes:
     return hashlib.sha256(f"{seed}\0{text}".encode()).digest()
-
-
-def _stratum(rows: Sequence[AnyRecord]) -> _Stratum:
-    """Describe a group by the labels of all its rows, whatever their order."""
-    labels = [label for row in rows for label in _labels(row)]
-    safe = {"safe" if sign else "unsafe" for label in labels if (sign := is_safe(label)) is not None}
-    safety = "mixed" if len(safe) == 2 else next(iter(safe), "unlabelled")
-    counts = Counter(name for label in labels for name in label.categories or ())
-    category = min(counts, key=lambda name: (-counts[name], name), default="")
-    severity = max((label.severity or 0 for label in labels), default=0)
-    return _Stratum(safety, category, severity, tuple(sorted({row.source for row in rows})))
 
 
 def _labels(record: AnyRecord) -> Sequence[Labels]:
