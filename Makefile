@@ -34,7 +34,8 @@ check: $(READY)  ## Lint, format, types, and whether the generated pages are up 
 test: $(READY)  ## The tests that need no network, no real model and no other program.
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
 
-test-all: $(READY)  ## All tests: real models, long ones, other programs.
+test-all: $(READY)  ## All tests: real models, long ones, other programs (Chromium and its driver must be there).
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[scale]' crowd-kit fastapi uvicorn openai
 	$(BIN)/equipoise models install smollm2-135m minilm
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered -m 'not gpu'
 
@@ -51,6 +52,10 @@ bench: $(READY)  ## Run every benchmark into benchmarks/results/; DATA=DIR adds 
 	$(BIN)/python benchmarks/help.py
 	$(BIN)/python benchmarks/demo_guard.py
 	$(BIN)/python benchmarks/recipes.py $(if $(DATA),--data $(DATA))
+	$(BIN)/pip install --quiet --constraint constraints.txt datasketch rensa
+	$(BIN)/python benchmarks/dedup.py
+	$(if $(DATA),$(BIN)/python benchmarks/gibberish.py --data $(DATA))
+	$(if $(DATA),$(BIN)/python benchmarks/consensus.py --data $(DATA))
 
 help:  ## List these targets.
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name what; do \

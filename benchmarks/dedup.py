@@ -30,10 +30,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import save
 
 from equipoise.curation.dedup import Similarity, near_copies
 from equipoise.curation.minhash import normalise
-from equipoise.machine import processor, versions
 
 THRESHOLD, PERMUTATIONS, SHINGLE, SEED = 0.8, 128, 5, 0
 VOCABULARY = 60_000
@@ -187,7 +187,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=[50_000, 200_000, 1_000_000])
     parser.add_argument("--peer-limit", type=int, default=200_000, help="rows that the peers get at most")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "dedup.json")
     parser.add_argument("--measure", nargs=2, metavar=("METHOD", "FILE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
@@ -214,11 +213,8 @@ def main() -> None:
         },
         "compared_at": largest,
         "seconds_per_row_largest_to_smallest": round(own[-1] / own[0], 2),
-        "processor": processor(),
-        "versions": versions(),
     }
-    arguments.out.parent.mkdir(exist_ok=True)
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    save("dedup", result)
     print(json.dumps({name: value for name, value in result.items() if name != "rows"}, indent=1))
 
 

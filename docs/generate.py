@@ -1,4 +1,4 @@
-"""Write the generated parts of the pages from the program itself: commands, taxonomies, objectives.
+"""Write the generated parts of the pages from the program itself: commands, taxonomies, formats, objectives.
 
     python docs/generate.py             rewrite them
     python docs/generate.py --check     exit 1 and name the pages that differ
@@ -86,8 +86,8 @@ def command_page() -> str:
 
 
 def taxonomy_page() -> str:
-    """Every built-in taxonomy: severity scale, categories, crosswalks."""
-    from equipoise.taxonomy import built_in, load_taxonomy
+    """Every built-in taxonomy: severity scale, categories, crosswalks; then the crosswalks of their own."""
+    from equipoise.taxonomy import built_in, built_in_crosswalks, load_crosswalk, load_taxonomy
 
     parts = []
     for taxonomy in map(load_taxonomy, built_in()):
@@ -102,7 +102,42 @@ def taxonomy_page() -> str:
         ]
         head = ["id", "name", "what it is", "what it is not", *(f"in `{w}`" for w in walks)]
         parts.append(table(head, rows))
+    for name in built_in_crosswalks():
+        parts += crosswalk(name, load_crosswalk(name))
     return "\n\n".join(parts)
+
+
+def crosswalk(name: str, walk: Any) -> list[str]:
+    """A crosswalk to somebody else's list: what leads where, and what cannot be reached."""
+    from equipoise.taxonomy import load_taxonomy
+
+    ours = {category.id: category.name for category in load_taxonomy(walk.taxonomy).categories}
+    targets = {t.id: f"`{t.id}`" + (f" {t.name}" if t.name != t.id else "") for t in walk.targets}
+    mapped = [
+        [f"`{here}`", ours[here], ", ".join(targets[there] for there in many) or "none"]
+        for here, many in walk.mapping.items()
+    ]
+    parts = [f"## {name}\n\n{walk.title}, version {walk.version}. {walk.source}"]
+    parts.append(table(["id", f"category of `{walk.taxonomy}`", f"in `{walk.other}`"], mapped))
+    if walk.unreachable:
+        rows = [[targets[there], why] for there, why in walk.unreachable.items()]
+        parts.append(table([f"of `{walk.other}`, never inferred", "because"], rows))
+    return parts
+
+
+def export_page() -> str:
+    """Every format of `data export`: what it holds, and the choices it takes."""
+    from equipoise.data.export.formats import FORMATS
+
+    rows = [
+        [
+            f"`{name}`",
+            form.about,
+            ", ".join(f"`{c}` ({'must be given' if d is None else d})" for c, d in form.choices.items()),
+        ]
+        for name, form in FORMATS.items()
+    ]
+    return table(["format", "rows", "choices (default)"], rows)
 
 
 def objective_page() -> str:
@@ -178,6 +213,7 @@ def number(estimate: dict[str, Any]) -> str:
 PAGES = {
     HERE / "cli.md": command_page,
     HERE / "taxonomies.md": taxonomy_page,
+    HERE / "data.md": export_page,
     HERE / "objectives.md": objective_page,
     HERE.parent / "README.md": results,
 }
