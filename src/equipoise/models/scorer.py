@@ -44,6 +44,8 @@ class ScorerCard(BaseModel):
     hidden: int = Field(ge=0)
     dropout: float = 0.0
     lora_rank: int = Field(default=0, ge=0)
+    own_trunk: bool = False
+    """True where the backbone's own weights were tuned; they then lie with the heads."""
     reward_polarity: Literal["higher_is_better"] = "higher_is_better"
     cost_polarity: Literal["higher_is_worse"] = "higher_is_worse"
     trained: tuple[Literal["reward", "cost"], ...]
@@ -94,7 +96,8 @@ class ScorerModel(nn.Module):
     def save(self, folder: Path) -> None:
         """Write what was trained, and the card."""
         save_tensors(folder / "weights.safetensors", trainable(self))
-        save_card(folder, self.card)
+        tuned = not self.card.lora_rank and any(p.requires_grad for p in self.trunk.parameters())
+        save_card(folder, self.card.model_copy(update={"own_trunk": tuned}))
 
 
 def load_trunk(kind: Trunk, ref: str, device: str = "auto", depth: int | None = None) -> Backbone:
@@ -111,7 +114,8 @@ def load_scorer_model(folder: Path, device: str = "auto") -> ScorerModel:
     weights = folder / "weights.safetensors"
     tensors = load_tensors(weights)
     load_into(model, tensors, str(weights))
-    require_all(tensors, (name for name in model.state_dict() if _is_ours(name)), str(weights))
+    own = [name for name, _ in model.named_parameters() if card.own_trunk or _is_ours(name)]
+    require_all(tensors, own, str(weights))
     return model.to(next(model.trunk.parameters()).device).eval()
 
 
