@@ -1,8 +1,12 @@
 """Tiny models with random weights and real tokenizers, made once per session, shared by all tests."""
 
+import signal
 from pathlib import Path
 
 import pytest
+
+# Whoever runs the tests in the background ignores it, and so would the processes that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SENTENCES = [
     "How do I bake bread at home without an oven?",

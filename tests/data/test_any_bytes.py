@@ -37,7 +37,7 @@ WHOLE: dict[type[Record], list[Record]] = {
 SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".parquet")
 
 
-def outcome(path: Path, kind: type[Record]) -> tuple[list[Record], list[LineError]]:
+def check_outcome(path: Path, kind: type[Record]) -> tuple[list[Record], list[LineError]]:
     """Read a file to its end; what is read can be written and read again, what is not is told in one line."""
     errors: list[LineError] = []
     records = [placed.record for placed in read_placed(path, kind, on_bad=errors.append)]
@@ -94,7 +94,7 @@ def test_a_damaged_file_gives_records_and_named_errors(
     damaged = spliced(plain, edits)
     path = folder / f"x{suffix}"
     path.write_bytes(gzip.compress(damaged) if suffix.endswith(".gz") else damaged)
-    records, errors = outcome(path, kind)
+    records, errors = check_outcome(path, kind)
     assert len(records) == 3 or errors or edits
 
 
@@ -105,7 +105,7 @@ def test_any_bytes_at_all_are_read_or_named(
 ) -> None:
     path = tmp_path_factory.mktemp("any") / f"x{suffix}"
     path.write_bytes(content)
-    records, _ = outcome(path, kind)
+    records, _ = check_outcome(path, kind)
     assert not records
 
 
@@ -135,7 +135,7 @@ def test_any_value_in_any_field_is_read_or_named(
         path.write_bytes(text.getvalue().encode("utf-8", "surrogatepass"))
     else:
         path.write_text(json.dumps(values))
-    outcome(path, kind)
+    check_outcome(path, kind)
 
 
 @pytest.mark.parametrize("suffix", [".jsonl.gz", ".parquet"])
@@ -147,7 +147,7 @@ def test_a_file_cut_anywhere_gives_one_error_after_what_could_be_read(
     for length in range(0, len(whole), max(1, len(whole) // 40)):
         path = tmp_path / f"x{suffix}"
         path.write_bytes(whole[:length])
-        records, errors = outcome(path, kind)
+        records, errors = check_outcome(path, kind)
         assert records == WHOLE[kind] * len(records)
         assert errors or not length
 
@@ -171,7 +171,7 @@ def test_what_other_programs_do_to_a_file_costs_nothing(
 ) -> None:
     path = tmp_path / f"x{suffix}"
     path.write_bytes(harmless(saved(tmp_path, suffix, kind)))
-    assert outcome(path, kind) == (WHOLE[kind] * 3, [])
+    assert check_outcome(path, kind) == (WHOLE[kind] * 3, [])
 
 
 @pytest.mark.parametrize(("suffix", "field"), [(".jsonl", "line"), (".csv", "header")])
@@ -182,7 +182,7 @@ def test_utf_16_is_one_error_and_not_one_per_line(
     path = tmp_path / f"x{suffix}"
     mark = "\ufeff" if encoding == "utf-16-be" else ""
     path.write_bytes((mark + saved(tmp_path, suffix, Prompt).decode()).encode(encoding))
-    records, (error,) = outcome(path, Prompt)
+    records, (error,) = check_outcome(path, Prompt)
     assert (records, error.line, error.field) == ([], 1, field)
     assert "UTF-16" in error.what
 
@@ -191,8 +191,8 @@ def test_a_line_of_ten_megabytes_is_a_record_and_its_half_an_error(tmp_path: Pat
     path = tmp_path / "x.jsonl"
     write_records(path, [Exchange(id="x", prompt="p", response='say "this"\n' * 900_000)])
     assert path.stat().st_size > 10_000_000
-    assert len(outcome(path, Exchange)[0]) == 1
+    assert len(check_outcome(path, Exchange)[0]) == 1
     path.write_bytes(path.read_bytes()[:-5_000_000])
-    (error,) = outcome(path, Exchange)[1]
+    (error,) = check_outcome(path, Exchange)[1]
     assert (error.line, error.field) == (1, "response")
     assert "the line is cut off" in error.what

@@ -1,5 +1,6 @@
 """No prompt on both sides, whatever the rows and their order."""
 
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
@@ -40,6 +41,14 @@ def test_texts_that_differ(left: str, right: str) -> None:
 def test_normalisation_settles(text: str) -> None:
     once = normalise_prompt(text)
     assert normalise_prompt(once) == once
+
+
+@given(st.text(st.sampled_from("aZ 1.?!$+<~_\t\n\x1c'\"(-")))
+def test_plain_texts_are_normalised_by_the_same_rule(text: str) -> None:
+    words = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    kept = [n for n, c in enumerate(words) if not (c.isspace() or unicodedata.category(c).startswith("P"))]
+    assert normalise_prompt(text) == (words[kept[0] : kept[-1] + 1] if kept else words)
+    assert normalise_prompt(text + "\u00e9") == normalise_prompt(text + "e\u0301")  # what is not plain
 
 
 def records_of(seeds: Sequence[tuple[int, bool | None, int]]) -> list[AnyRecord]:
