@@ -226,3 +226,19 @@ def test_the_help_says_how_columns_are_mapped_and_when_check_ends_with_1(call: C
 
 def test_help_names_every_source() -> None:
     assert all(name in _SOURCES for name in [*SOURCES, "builtin"])
+
+
+def test_stats_write_a_page_and_the_same_numbers_as_are_printed(
+    call: Call, tell: Tell, tmp_path: Path
+) -> None:
+    path, out = lines(tmp_path / "in.jsonl", PAIR), tmp_path / "stats"
+    printed = tell("data", "stats", path)
+    assert printed["pair_counts"]["mixed"] == 1
+    assert tell("data", "stats", path, "--out", out, "--title", "Two answers") == printed
+    assert json.loads((out / "statistics.json").read_text("utf-8")) == printed
+    assert "<h1>Two answers</h1>" in (out / "statistics.html").read_text("utf-8")
+    outputs = read_manifest(out / "manifest.json").outputs
+    assert outputs.keys() == {"card.md", "statistics.html", "statistics.json"}
+    again = call("data", "stats", path, "--out", out, "--title", "Two answers")
+    assert again.stdout.strip() == str(out / "statistics.html")
+    assert (out / "card.md").read_text("utf-8").startswith("# Two answers")

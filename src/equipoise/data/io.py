@@ -4,14 +4,13 @@ JSON Lines holds a record as it is, without the fields that are None; `flat` hol
 """
 
 import gzip
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import IO, Any, Generic, NamedTuple, TypeVar, cast
 
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, PydanticSerializationError, to_json
 
 from equipoise.data.flat import unflatten, write_csv, write_parquet
 from equipoise.data.json_text import LINE
@@ -105,9 +104,10 @@ def parse_record(row: Row, kind: type[R]) -> R:
         LineError: with file, line and field.
     """
     try:
-        text = json.dumps(row.values)
-    except (TypeError, RecursionError) as exc:
-        raise LineError(row.path, row.line, LINE, f"a value that JSON cannot hold ({exc})") from None
+        text = to_json(row.values)
+    except PydanticSerializationError as exc:
+        what = str(exc).removeprefix("Error serializing to JSON: ")
+        raise LineError(row.path, row.line, LINE, f"a value that JSON cannot hold ({what:.80})") from None
     try:
         return kind.model_validate_json(text, strict=True)
     except ValidationError as exc:

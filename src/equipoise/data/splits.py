@@ -64,6 +64,9 @@ def normalise_prompt(text: str) -> str:
     >>> normalise_prompt("  \\u201cHow do I  bake BREAD?!\\u201d ")
     'how do i bake bread'
     """
+    if text.isascii():  # the same in one round, and several times as fast
+        words = " ".join(text.lower().split())
+        return words.strip(_ASCII_EDGES) or words
     for _ in range(4):  # folding may undo the normal form; it settles after one or two rounds
         folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
         words = " ".join(folded.split())
@@ -133,6 +136,9 @@ def _trimmed(text: str) -> str:
 
 def _is_edge(character: str) -> bool:
     return character.isspace() or unicodedata.category(character).startswith("P")
+
+
+_ASCII_EDGES = "".join(character for character in map(chr, range(128)) if _is_edge(character))
 
 
 def _hash(seed: int, text: str) -> bytes:

@@ -10,6 +10,8 @@ STEPS = {
     "data.split": "equipoise.data.steps:SPLIT",
     "data.merge": "equipoise.data.steps:MERGE",
     "data.export": "equipoise.data.export.run:EXPORT",
+    "data.stats": "equipoise.data.steps:STATS",
+    "data.card": "equipoise.data.steps:CARD",
     "annotate.judge": "equipoise.judges.run:JUDGE",
     "curate.dedup": "equipoise.curation.steps:DEDUP",
     "prompts.expand": "equipoise.pipeline.factory:EXPAND",
