@@ -31,7 +31,7 @@ def select(
 ) -> None:
     """Keep the default response to each prompt, and others that are good and unlike it; drop gibberish."""
     from equipoise.lineage import produce
-    from equipoise.pipeline.factory import SELECT
+    from equipoise.pipeline.cleaning import SELECT
 
     given = {"responses": file, "output": output, "keep": keep, "likelihood": likelihood}
     outcome = produce(out, SELECT, gather(SELECT, given, config=config, overrides=set_), force=force)

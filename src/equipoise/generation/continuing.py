@@ -46,7 +46,7 @@ class LineGenerator:
 
 
 class RequestedLines:
-    """The same with a generator that begins every answer anew, such as most servers': it is asked in words."""
+    """The same by a generator that begins every answer anew, as most servers do: asked for in words."""
 
     def __init__(self, generate: Generator) -> None:
         """Use any generator."""
@@ -70,9 +70,7 @@ class RequestedLines:
             for prompt, text in zip(prompts, begun, strict=True)
         ]
         answers = self.generate(asked, sampling, ids)
-        return [
-            [_rest(start, text) for text in texts] for start, texts in zip(starts, answers, strict=True)
-        ]
+        return [[_rest(start, text) for text in texts] for start, texts in zip(starts, answers, strict=True)]
 
 
 def _rest(start: str, answer: str) -> str:
