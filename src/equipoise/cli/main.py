@@ -18,6 +18,8 @@ from equipoise.cli import (  # noqa: F401  the people and stats modules register
     generate,
     judge,
     models,
+    prompts,
+    responses,
     run,
     train,
 )
@@ -35,7 +37,9 @@ app.command()(run.demo)
 app.command()(run.run)
 data.app.command()(export.export)
 app.add_typer(data.app, name="data")
+app.add_typer(prompts.app, name="prompts")
 app.command()(generate.generate)
+app.add_typer(responses.app, name="responses")
 app.add_typer(curate.app, name="curate")
 app.add_typer(annotate.app, name="annotate")
 app.add_typer(train.app, name="train")
