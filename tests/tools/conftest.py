@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+collect_ignore = ["fill_cards.py"]  # runs in the browser driver's own environment
+
 HERE = Path(__file__).parent
 
 
