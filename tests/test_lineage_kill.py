@@ -78,9 +78,9 @@ while code == 9:
     assert contents() == {"new"}, f"line {kill_at}: {contents()}"
     assert go("new").skipped, f"line {kill_at}: a complete run is made again"
     left = {str(p.relative_to("place")) for p in Path("place").rglob("*") if p.is_file()}
-    own = ["out", "out.manifest.json"]
+    own = ["out", "out.card.md", "out.manifest.json"]
     if not WRITES_FILE:
-        own = ["out/sub/a.txt", "out/b.txt", "out/config.yaml", "out/manifest.json"]
+        own = [f"out/{name}" for name in ("sub/a.txt", "b.txt", "card.md", "config.yaml", "manifest.json")]
     assert left == set(own), f"line {kill_at}: left over: {sorted(left - set(own))}"
 print(kill_at)
 """

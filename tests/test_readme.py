@@ -28,6 +28,7 @@ SMALL: dict[str, list[str]] = {
     "evaluate": ["max_new_tokens=2", "harmful=4", "benign=4"],
     "run": [
         *(f"steps.{name}.{size}" for name in ("guard", "scorer") for size in ("layers=2", "hidden=8")),
+        "judge.depth=2",
         "steps.scorer.optim.epochs=1",
         *(
             f"steps.{name}.{size}"
