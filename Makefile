@@ -47,13 +47,14 @@ $(DOCS_READY): pyproject.toml
 	$(PIP) install --constraint constraints.txt --editable '.[docs]'
 	@touch $@
 
-bench: $(READY)  ## Run every benchmark into benchmarks/results/; DATA=DIR adds the run on real rows.
+bench: $(READY)  ## Run the benchmarks into benchmarks/results/; DATA=DIR adds those on real rows.
 	$(BIN)/equipoise models install smollm2-135m minilm
 	$(BIN)/python benchmarks/help.py
 	$(BIN)/python benchmarks/demo_guard.py
 	$(BIN)/python benchmarks/recipes.py $(if $(DATA),--data $(DATA))
 	$(BIN)/pip install --quiet --constraint constraints.txt datasketch rensa
 	$(BIN)/python benchmarks/dedup.py
+	$(BIN)/python benchmarks/release_size.py
 	$(if $(DATA),$(BIN)/python benchmarks/gibberish.py --data $(DATA))
 	$(if $(DATA),$(BIN)/python benchmarks/consensus.py --data $(DATA))
 

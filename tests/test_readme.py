@@ -21,13 +21,14 @@ NOT_OURS = ("make demo", "make test", "pip install ")
 """Other programs; `make` targets are checked in test_docs.py."""
 
 HEADS = ["layers=2", "hidden=8", "optim.epochs=1"]
+SMALL_JUDGES = [f"steps.{name}.{size}" for name in ("guard", "scorer") for size in ("layers=2", "hidden=8")]
 SMALL: dict[str, list[str]] = {
     "train guard": HEADS,
     "train scorer": HEADS,
     "train preference": ["max_pairs=4", "max_tokens=2000", "lora.rank=2"],
     "evaluate": ["max_new_tokens=2", "harmful=4", "benign=4"],
     "run": [
-        *(f"steps.{name}.{size}" for name in ("guard", "scorer") for size in ("layers=2", "hidden=8")),
+        *SMALL_JUDGES,
         "judge.depth=2",
         "steps.scorer.optim.epochs=1",
         *(
@@ -108,7 +109,7 @@ def test_the_commands_run_one_after_the_other(home: Path, shell: Callable[[list[
 
 
 def test_the_demo_runs(home: Path, shell: Callable[[list[str]], None]) -> None:
-    sizes = [*SMALL["run"][:4], *(f"steps.{name}.optim.epochs=1" for name in ("guard", "scorer"))]
+    sizes = [*SMALL_JUDGES, *(f"steps.{name}.optim.epochs=1" for name in ("guard", "scorer"))]
     sizes += [f"steps.{name}.max_new_tokens=2" for name in ("base", "aligned")] + [
         "steps.policy.max_pairs=4",
         "steps.policy.max_tokens=2000",

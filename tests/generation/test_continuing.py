@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from equipoise.generation.continuing import LineGenerator, RequestedLines, load_lines
+from equipoise.generation.continuing import LineGenerator, load_lines
+from equipoise.generation.requested_lines import RequestedLines
 from equipoise.models.chat import chat_ids
 from equipoise.protocols import Messages, Sampling
 

@@ -50,6 +50,14 @@ def test_features_computed_before_give_the_same_logits(tiny_encoder: Path) -> No
         assert torch.equal(ours, theirs)
 
 
+@torch.no_grad()
+def test_an_encoder_in_half_the_bits_is_read_by_heads_in_full(tiny_encoder: Path) -> None:
+    whole = fresh(tiny_encoder)
+    half = GuardModel(whole.card, load_encoder(tiny_encoder, device="cpu", dtype="bfloat16")).eval()
+    half.heads.load_state_dict(whole.heads.state_dict())
+    torch.testing.assert_close(logits(half), logits(whole), rtol=0, atol=0.05)
+
+
 def test_a_guard_on_a_frozen_encoder_comes_back_and_names_its_backbone(
     tiny_encoder: Path, tmp_path: Path
 ) -> None:

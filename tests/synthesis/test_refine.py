@@ -50,6 +50,15 @@ def test_a_sentence_that_broke_off_ends(text: str, expected: str) -> None:
             ["I have flour. How do I bake?", "I have flour. Where do I buy yeast?"],
         ),
         ("What is yeast and how does it work?", ["What is yeast?", "How does it work?"]),
+        (
+            "I live near a bakery, what is yeast? How does it work?",
+            ["I live near a bakery, what is yeast?", "How does it work?"],
+        ),
+        ('He asked "What is yeast? How does it work?"', ['He asked "What is yeast? How does it work?"']),
+        (
+            "What is yeast? How does it work? Be brief.",
+            ["What is yeast? How does it work? Be brief."],
+        ),
     ],
 )
 def test_every_question_becomes_a_prompt(text: str, expected: list[str]) -> None:

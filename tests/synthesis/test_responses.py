@@ -98,6 +98,17 @@ def test_rows_of_generate_are_read_with_their_prompts(tmp_path: Path) -> None:
     assert dropped == {"error": 1}
 
 
+def test_where_the_default_answer_failed_no_other_takes_its_place(tmp_path: Path) -> None:
+    prompt = json.loads(PROMPT.model_dump_json(exclude_none=True))
+    path = write(
+        tmp_path / "rows.jsonl",
+        {"id": "a", "model": "m", "sample": 0, "error": "429"},
+        {**prompt, "response": "Two.", "model": "m", "sample": 1},
+    )
+    (asked,) = read_responses(path, greedy_first=True, dropped=Counter())
+    assert [r.is_default for r in asked.responses] == [False]
+
+
 def test_a_row_that_generate_did_not_write_is_named(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", {"id": "a", "prompt": "x", "response": "y"})
     with pytest.raises(DataError, match=r"rows\.jsonl:1: expected a prompt with response, model and sample"):

@@ -254,7 +254,7 @@ def test_labels_that_the_taxonomy_lacks_are_errors(tmp_path: Path) -> None:
 
 
 def test_rows_without_any_label_are_an_error(tmp_path: Path, tiny_encoder: Path) -> None:
-    with pytest.raises(DataError, match="exchanges: no row has a label; expected is_safe"):
+    with pytest.raises(DataError, match="prompts: no row has a label; expected is_safe"):
         train(tmp_path, [one(), one(id="y")], tiny_encoder)
     assert not (tmp_path / "guard" / "model.json").exists()
 

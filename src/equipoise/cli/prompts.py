@@ -41,11 +41,7 @@ def expand(
 
     A guard decides what is kept; rounds go to the cells that are still empty.
     """
-    from equipoise.extras import require
     from equipoise.lineage import produce
-
-    if endpoint is None or guard is not None:
-        require("equipoise prompts expand", "train")
     from equipoise.pipeline.factory import EXPAND
 
     given = {

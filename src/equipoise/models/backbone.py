@@ -180,8 +180,10 @@ def _keep_first(model: Any, depth: int, ref: str) -> None:
     """Cut the layers above `depth` off."""
     has = model.config.num_hidden_layers
     stacks = [part for part in model.modules() if isinstance(part, nn.ModuleList) and len(part) == has]
-    if len(stacks) != 1 or not 1 <= depth <= has:
-        raise ModelError(f"{ref}: depth: got {depth}; expected 1 to {has if len(stacks) == 1 else 'none'}")
+    if len(stacks) != 1:
+        raise ModelError(f"{ref}: depth: got {depth}, but its layers are no one list; expected none")
+    if not 1 <= depth <= has:
+        raise ModelError(f"{ref}: depth: got {depth}; expected 1 to {has}")
     del stacks[0][depth:]
     model.config.num_hidden_layers = depth
     if getattr(model.config, "layer_types", None):

@@ -31,7 +31,7 @@ class GuardCard(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["equipoise-guard"] = "equipoise-guard"
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     taxonomy: Taxonomy
     """The guard's own copy: a changed file elsewhere changes nothing here."""
     backbone: str
@@ -70,7 +70,7 @@ class GuardModel(nn.Module):
     def forward(self, inputs: PairBatch | Tensor) -> GuardLogits:
         """Logits for padded pairs, or for features [B, F] that were computed before."""
         features = inputs if isinstance(inputs, Tensor) else self.trunk(inputs)
-        logits: GuardLogits = self.heads(features)
+        logits: GuardLogits = self.heads(features.float())
         return logits
 
     def save(self, folder: Path) -> None:

@@ -36,7 +36,7 @@ class ScorerCard(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["equipoise-scorer"] = "equipoise-scorer"
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     backbone: str
     trunk: Trunk
     layers: int = Field(ge=1)
@@ -100,11 +100,13 @@ class ScorerModel(nn.Module):
         save_card(folder, self.card.model_copy(update={"own_trunk": tuned}))
 
 
-def load_trunk(kind: Trunk, ref: str, device: str = "auto", depth: int | None = None) -> Backbone:
+def load_trunk(
+    kind: Trunk, ref: str, device: str = "auto", depth: int | None = None, dtype: str = "auto"
+) -> Backbone:
     """Load the backbone of a scorer, of pooled ones the first `depth` layers."""
     if kind == "pooled":
-        return load_encoder(ref, device=device, depth=depth)
-    return load_causal(ref, device=device, merge=True)
+        return load_encoder(ref, dtype=dtype, device=device, depth=depth)
+    return load_causal(ref, dtype=dtype, device=device, merge=True)
 
 
 def load_scorer_model(folder: Path, device: str = "auto") -> ScorerModel:

@@ -17,6 +17,7 @@ from equipoise.data.card import card
 from equipoise.data.io import read_records, write_records
 from equipoise.data.statistics import statistics
 from equipoise.data.steps import FilesConfig
+from equipoise.extras import require
 from equipoise.generation.sources import Device, DType
 from equipoise.lineage import Run, Step, hash_file, replacing, write_text
 from equipoise.progress import say
@@ -83,6 +84,7 @@ def likelihood_of(config: LikelihoodConfig) -> tuple[Likelihood | None, float]:
     """Load the model that says how probable texts are; without one there is none."""
     if config.likelihood is None:
         return None, 0.0
+    require("a likelihood", "train")
     from equipoise.generation.likelihood import load_likelihood
 
     least = config.min_likelihood

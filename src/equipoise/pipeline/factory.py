@@ -15,6 +15,7 @@ from equipoise.data.card import card
 from equipoise.data.io import read_records, write_records
 from equipoise.data.statistics import statistics
 from equipoise.data.steps import FilesConfig
+from equipoise.extras import require
 from equipoise.generation.client import EndpointConfig
 from equipoise.generation.sources import Device
 from equipoise.lineage import Run, Step, write_text
@@ -122,13 +123,15 @@ def _tools(config: ExpandConfig, scratch: Path) -> Tools:
 
 
 def _generator(config: ExpandConfig, scratch: Path) -> Generator:
-    from equipoise.generation.continuing import RequestedLines, load_lines
-
     if config.endpoint is None:
+        require("a local model", "train")
+        from equipoise.generation.continuing import load_lines
+
         return load_lines(
             config.model, batch_size=config.batch_size, dtype=config.dtype, device=config.device
         )
     from equipoise.generation.endpoint import EndpointGenerator
+    from equipoise.generation.requested_lines import RequestedLines
 
     return RequestedLines(
         EndpointGenerator(config.model, config.endpoint, journal=scratch / "journal.jsonl", missing="")
@@ -137,6 +140,7 @@ def _generator(config: ExpandConfig, scratch: Path) -> Generator:
 
 def load_prompt_judge(folder: Path, device: str = "auto") -> PromptJudge:
     """Load a guard that judges prompts by themselves; one that was trained on none raises DataError."""
+    require("a guard", "train")
     from equipoise.moderation.guard import load_guard
 
     guard = load_guard(folder, device)

@@ -19,6 +19,7 @@ _LABEL = re.compile(
     re.IGNORECASE,
 )
 _SENTENCE = re.compile(r"[^.!?\n]+(?:[.!?]+[\"')]*|$)")
+_QUOTED = re.compile(r"[\"\u201c\u201d()\[\]]")
 _SECOND = re.compile(
     r",?\s+(?:and|or)\s+(?:also\s+)?(?=(?:what|why|how|when|where|who|which) "
     r"(?:is|are|was|were|do|does|did|can|could|should|would|will|to)\b)",
@@ -111,23 +112,27 @@ def complete(text: str) -> str:
 def split(text: str) -> list[str]:
     """Return one text per question; what is said before the first stays with each.
 
+    A text whose questions lie in a quotation or in brackets, or that goes on after them, stays whole.
+
     >>> split("I have flour. How do I bake bread? And where do I buy yeast?")
     ['I have flour. How do I bake bread?', 'I have flour. Where do I buy yeast?']
     >>> split("What is yeast and how does it work?")
     ['What is yeast?', 'How does it work?']
     """
-    if DoubleQuestion()(text) is None:
+    if DoubleQuestion()(text) is None or _QUOTED.search(text):
         return [text]
     sentences = [found[0].strip() for found in _SENTENCE.finditer(text) if found[0].strip()]
     questions: list[str] = []
     said: list[str] = []
     for sentence in sentences:
         if not sentence.endswith("?"):
+            if questions:
+                return [text]
             said.append(sentence)
             continue
         halves = _SECOND.split(sentence) if QUESTION.match(_ALSO.sub("", sentence)) else [sentence]
-        questions += [end_of(_ALSO.sub("", half)) for half in halves]
-    return [" ".join([*said, question]) for question in questions]
+        questions += [end_of(_ALSO.sub("", half), "?") for half in halves]
+    return [" ".join([*said, question]) for question in questions] or [text]
 
 
 def _shaped(prompt: Prompt, changes: list[Change]) -> Iterator[Prompt]:

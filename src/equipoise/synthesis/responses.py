@@ -130,10 +130,12 @@ def read_responses(path: Path, *, greedy_first: bool, dropped: Counter[str]) -> 
         DataError: a row is no prompt with a response.
     """
     asked: dict[str, Asked] = {}
-    firsts: dict[tuple[str, str], int] = {}
+    firsts: dict[tuple[str, str], Any] = {}
     for row in read_rows(path):
         if row.values.get("error") is not None:
             dropped["error"] += 1
+            owner = (str(row.values.get("id")), str(row.values.get("model")))
+            firsts.setdefault(owner, row.values.get("sample"))  # a default that failed: none takes its place
             continue
         values: dict[str, Any] = dict(row.values)
         text, model, sample = (values.pop(name, None) for name in _ADDED)

@@ -69,7 +69,7 @@ class GuardConfig(Config):
     @model_validator(mode="after")
     def _has_data(self) -> "GuardConfig":
         if not self.exchanges and not self.pairs and not self.prompts:
-            raise ValueError("expected exchanges (--data), pairs, or both")
+            raise ValueError("expected exchanges (--data), pairs or prompts")
         return self
 
 
@@ -128,7 +128,12 @@ def train_guard(config: GuardConfig, run: Run) -> None:
     prompts = [record for path in config.prompts for record in read_records(path, Prompt)]
     run.licences |= {record.licence for record in (*exchanges, *prompts)}
     texts, targets, kinds = guard_rows(exchanges, taxonomy, prompts)
-    backbone = load_encoder(config.backbone, device=config.optim.device, depth=config.depth)
+    backbone = load_encoder(
+        config.backbone,
+        dtype="auto" if config.tune == "frozen" else "float32",  # few bits are too few to learn in
+        device=config.optim.device,
+        depth=config.depth,
+    )
     card = GuardCard(
         taxonomy=taxonomy,
         backbone=str(backbone.model.name_or_path),  # a folder's is absolute
@@ -177,7 +182,10 @@ def guard_rows(
         texts.append(TextPair(prompt, None))
         rows.append(_prompt_row(record))
     if not rows:
-        raise DataError("exchanges: no row has a label; expected is_safe, severity or refusal")
+        raise DataError(
+            "exchanges, pairs and prompts: no row has a label;"
+            " expected is_safe, severity or refusal, or is_harmful of a prompt"
+        )
     kinds += ("prompt",) if asked else ()
     return texts, _targets(rows, taxonomy), kinds
 

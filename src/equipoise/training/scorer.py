@@ -124,7 +124,13 @@ def train_scorer(config: ScorerConfig, run: Run) -> None:
     pairs = [record for path in config.pairs for record in read_records(path, Pair)]
     run.licences |= {record.licence for record in pairs}
     labels, trained = pair_labels(pairs)
-    backbone = load_trunk(config.trunk, config.backbone, config.optim.device, config.depth)
+    backbone = load_trunk(
+        config.trunk,
+        config.backbone,
+        config.optim.device,
+        config.depth,
+        dtype="float32" if config.tune == "full" else "auto",  # few bits are too few to learn in
+    )
     card = ScorerCard(
         backbone=str(backbone.model.name_or_path),  # a folder's is absolute
         trunk=config.trunk,
