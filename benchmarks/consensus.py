@@ -22,10 +22,11 @@ from scipy.special import expit
 from scipy.stats import spearmanr
 
 from equipoise.annotation.bradley_terry import Comparisons, bradley_terry
-from equipoise.annotation.conflicts import find_conflicts, normalise
+from equipoise.annotation.conflicts import find_conflicts
 from equipoise.annotation.latent import fit, shares
 from equipoise.annotation.rater_models import FullConfusion, Spammer, Thresholds
 from equipoise.annotation.raters import Votes
+from equipoise.curation.minhash import normalise
 from equipoise.records import Prompt
 from equipoise.stats import paired_difference
 

@@ -33,6 +33,9 @@ InputPath = Annotated[Path, IsInput()]
 ModelRef = Annotated[str, IsInput()]
 """A model to read: a built-in name such as `minilm`, a folder, or a hub id."""
 
+TaxonomyRef = Annotated[str, IsInput()]
+"""Name of a built-in taxonomy, or the path of a `.yaml` file."""
+
 C = TypeVar("C", bound=BaseModel)
 
 

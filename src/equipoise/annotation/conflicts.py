@@ -4,10 +4,10 @@ Texts are the same when they differ only in case, white space and Unicode form. 
 texts as they stand and safety alone; this looks at every label, and makes a queue for people.
 """
 
-import unicodedata
 from collections.abc import Hashable, Iterable, Sequence
 from typing import NamedTuple
 
+from equipoise.curation.minhash import normalise
 from equipoise.data.identity import AnyRecord, text_key
 from equipoise.records import Answer, Exchange, Pair, Prompt, text_of
 
@@ -28,15 +28,6 @@ class Conflict(NamedTuple):
     def ids(self) -> tuple[str, ...]:
         """Ids of all records that take part."""
         return tuple(id_ for ids in self.values.values() for id_ in ids)
-
-
-def normalise(text: str) -> str:
-    """Return a text in one case, Unicode form (NFKC) and spacing.
-
-    >>> normalise("  How  ARE you?\\n")
-    'how are you?'
-    """
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def find_conflicts(records: Iterable[AnyRecord], columns: Sequence[str] = ()) -> list[Conflict]:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from equipoise.config import Config, InputPath, IsInput, ModelRef
+from equipoise.config import Config, InputPath, ModelRef, TaxonomyRef
 from equipoise.engines import Engine
 from equipoise.errors import ConfigError
 from equipoise.extras import require
@@ -30,9 +30,6 @@ from equipoise.progress import say
 from equipoise.protocols import OptionScorer
 from equipoise.records import Judgement
 from equipoise.taxonomy import load_taxonomy
-
-TaxonomyRef = Annotated[str, IsInput()]
-"""Name of a built-in taxonomy, or the path of a `.yaml` file."""
 
 _PRIORS = "priors.json"
 _LANGUAGE_MODEL = {"taxonomy", "questions", "answers", "categories", "on_flip", "calibrate", "endpoint"}

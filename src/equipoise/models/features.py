@@ -2,8 +2,7 @@
 
 Prompt and response are pooled apart, so that a head can weigh a harmless answer against a harmful
 question, and from layers of every depth, because the last one has forgotten much: an encoder's is tuned
-for similarity of topic, a language model's for the next word. On the built-in corpus the last layer of
-MiniLM alone tells unsafe answers at AUROC .71, all six at .88.
+for similarity of topic, a language model's for the next word.
 
 An encoder reads a tokenizer pair. A language model, which has no such thing, reads the two as question
 and answer.

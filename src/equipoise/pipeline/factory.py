@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from equipoise.config import InputPath, ModelRef
+from equipoise.config import InputPath, ModelRef, TaxonomyRef
 from equipoise.data.card import card
 from equipoise.data.io import read_records, write_records
 from equipoise.data.statistics import statistics
@@ -25,7 +25,7 @@ from equipoise.records import Prompt
 from equipoise.synthesis.cells import Coverage, coverage
 from equipoise.synthesis.expand import Expansion
 from equipoise.synthesis.rounds import Round
-from equipoise.synthesis.settings import ExpandSettings, PromptJudge, TaxonomyRef, Tools
+from equipoise.synthesis.settings import ExpandSettings, PromptJudge, Tools
 from equipoise.synthesis.twins import linked, pair_up
 from equipoise.taxonomy import load_taxonomy
 

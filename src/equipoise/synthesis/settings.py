@@ -5,15 +5,12 @@ from typing import Annotated, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
-from equipoise.config import Config, InputPath, IsInput
+from equipoise.config import Config, InputPath, TaxonomyRef
 from equipoise.curation.gibberish import Improbable, Likelihood
 from equipoise.protocols import Generator, Verdict
 
 PromptJudge = Callable[[Sequence[str]], list[Verdict]]
 """Judges prompts by themselves: one verdict per text, in order."""
-
-TaxonomyRef = Annotated[str, IsInput()]
-"""Name of a built-in taxonomy, or the path of a `.yaml` file."""
 
 
 class Tools(NamedTuple):

@@ -46,8 +46,7 @@ class ScorerConfig(Config):
     layers: int = Field(default=6, ge=1)
     """Layers that are pooled, the last and others at even steps below."""
     depth: int | None = Field(default=None, ge=1)
-    """Layers of the model that are run at all, the first ones; all where None. The middle of a language
-    model tells harm as well as its end, for less work."""
+    """Layers of the model that are run at all, the first ones; all where None."""
     hidden: int = Field(default=128, ge=0)
     dropout: float = Field(default=0.5, ge=0, lt=1)
     lora_rank: int = Field(default=16, ge=1)
