@@ -35,7 +35,7 @@ test: $(READY)  ## The tests that need no network, no real model and no other pr
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
 
 test-all: $(READY)  ## All tests: real models, long ones, other programs (Chromium and its driver must be there).
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[scale]' crowd-kit fastapi uvicorn openai
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[scale]' crowd-kit openai
 	$(BIN)/equipoise models install smollm2-135m minilm
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered -m 'not gpu'
 

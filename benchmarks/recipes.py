@@ -2,7 +2,8 @@
 
     python benchmarks/recipes.py                      the quickstart, built-in data only, and the same
                                                       models again on the prompts that it leaves out
-    python benchmarks/recipes.py --data DIR           also pku-saferlhf-small, on the rows in DIR
+    python benchmarks/recipes.py --data DIR           also pku-saferlhf-small and factory-small, with the rows
+                                                      in DIR
 
 A recipe that is done is not run again. Every result says machine, threads, seed and commit; README
 shows these files through `docs/generate.py`, so a number there is a number that was measured.
@@ -15,21 +16,47 @@ from typing import Any
 
 from common import ROOT, save
 
+from equipoise.curation.dedup import Similarity, near_copies
+from equipoise.data.identity import AnyRecord, texts_of
+from equipoise.data.steps import read_files
 from equipoise.pipeline.recipe import load_recipe
 from equipoise.pipeline.run import run_recipe
 from equipoise.pipeline.summary import Finished
 
+GUARD = "factory-guard"
+"""The only annotator of factory-small."""
+
 
 def numbers(done: list[Finished]) -> dict[str, Any]:
-    """The comparison and the detection of a run, and what each step cost."""
+    """The comparison, the detection and the coverage of a run, and what each step cost."""
     found: dict[str, Any] = {"steps": {}}
     for step in done:
         cost = {"wall_seconds", "cpu_seconds", "peak_memory_mib"}
         found["steps"][step.name] = step.manifest.model_dump(include=cost)
-        for name in ("report.json", "detection.json"):
+        for name in ("report.json", "detection.json", "coverage.json"):
             if (step.place / name).is_file():
                 found[name.removesuffix(".json")] = json.loads((step.place / name).read_text("utf-8"))
     return found
+
+
+def release(run: Path) -> dict[str, Any]:
+    """What a data set that was made holds: rows, near-copies left in it, rows that people touched."""
+    found: dict[str, Any] = {}
+    for name in ("prompts", "exchanges"):
+        records = [placed.record for placed in read_files([run / f"{name}.jsonl"])]
+        found[name] = {
+            "rows": len(records),
+            "near_copies": len(near_copies(map(texts_of, records), Similarity()).copies),
+            "human_rows": sum(map(by_people, records)),
+        }
+    return found
+
+
+def by_people(record: AnyRecord) -> bool:
+    """Whether source, labels or annotators of a record are anything but a model."""
+    origins = (record.source, record.label_origin or "")
+    by_models = all(origin.startswith("model:") for origin in origins)
+    return not by_models or not set(record.annotators) <= {GUARD}
 
 
 def main() -> None:
@@ -42,12 +69,16 @@ def main() -> None:
         "quickstart-rest": ("quickstart", ["select=rest"]),
     }
     if arguments.data:
-        wanted["pku-saferlhf-small"] = ("pku-saferlhf-small", [f"data.dir={arguments.data}"])
+        for name in ("pku-saferlhf-small", "factory-small"):
+            wanted[name] = (name, [f"data.dir={arguments.data}"])
     for result, (name, overrides) in wanted.items():
         recipe = load_recipe(ROOT / "recipes" / f"{name}.yaml", overrides)
         done = run_recipe(recipe, arguments.runs / name)
         settings = {"recipe": name, "set": overrides if name == "quickstart" else []}
-        path = save(result, {**settings, "seed": recipe.settings["seed"], **numbers(done)})
+        measured = numbers(done)
+        if name == "factory-small":
+            measured["release"] = release(arguments.runs / name)
+        path = save(result, {**settings, "seed": recipe.settings["seed"], **measured})
         print(path.relative_to(ROOT))
 
 

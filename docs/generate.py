@@ -183,6 +183,8 @@ def recipe_results(found: dict[str, Any]) -> str:
     parts = [f"**`recipes/{found['recipe']}.yaml{settings}`**, {minutes:.0f} minutes on {where}."]
     if "detection" in found:
         parts.append(detection_table(found["detection"]))
+    if "coverage" in found:
+        parts.append(release_table(found))
     if "report" in found:
         metrics = found["report"]["comparisons"][0]["metrics"]
         rows = [
@@ -192,6 +194,18 @@ def recipe_results(found: dict[str, Any]) -> str:
         ]
         parts.append(table(["responses to unseen prompts", "base", "aligned", "difference"], rows))
     return "\n\n".join(parts)
+
+
+def release_table(found: dict[str, Any]) -> str:
+    """What a made data set holds: cells, rows, near-copies, rows that people touched."""
+    cells = [count for row in found["coverage"].values() for count in row]
+    full = f"{sum(count >= 3 for count in cells)} of {len(cells)}"
+    rows = [["cells (category and severity) with 3 prompts or more", full]]
+    for name, counts in found["release"].items():
+        rows.append([f"{name}", f"{counts['rows']}"])
+        rows.append([f"near-copies among the {name}", f"{counts['near_copies']}"])
+        rows.append([f"{name} that a person wrote or labelled", f"{counts['human_rows']}"])
+    return table(["made from the taxonomy", "found"], rows)
 
 
 def detection_table(found: dict[str, Any]) -> str:

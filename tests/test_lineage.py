@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from equipoise.config import Config, InputPath, ModelRef, find_inputs, read_yaml
-from equipoise.errors import ConfigError, DataError
+from equipoise.errors import ConfigError, DataError, RunStoppedError
 from equipoise.lineage import (
     Outcome,
     Run,
@@ -213,14 +213,53 @@ def test_a_stopped_run_of_other_settings_is_refused_and_its_scratch_never_reused
 
 
 @pytest.mark.parametrize("step", [STEP, FILE_STEP])
-def test_a_mistake_found_before_anything_was_done_leaves_no_trace(tmp_path: Path, step: Step) -> None:
+@pytest.mark.parametrize("error", [DataError, RunStoppedError])
+def test_a_run_that_ends_before_anything_was_done_leaves_no_trace(
+    tmp_path: Path, step: Step, error: type[Exception]
+) -> None:
     def refuses(config: Settings, run: Run) -> None:
         (run.scratch / "parts").mkdir()
-        raise DataError("wrong from the beginning")
+        raise error("wrong from the beginning")
 
-    with pytest.raises(DataError, match="wrong from the beginning"):
+    with pytest.raises(error, match="wrong from the beginning"):
         produce(tmp_path / "out", step._replace(build=refuses), Settings())
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [DataError, RunStoppedError])
+def test_a_folder_that_was_begun_is_gone_on_with_after_an_error(
+    tmp_path: Path, error: type[Exception]
+) -> None:
+    out, texts = tmp_path / "out", iter(["half", "whole"])
+
+    def begun(config: Settings, run: Run) -> None:
+        text = next(texts)
+        write_text(run.out / "text.txt", text)
+        if text == "half":
+            raise error("in the middle")
+
+    with pytest.raises(error, match="in the middle"):
+        produce(out, Step("begun", 1, begun), Settings())
+    assert produce(out, Step("begun", 1, begun), Settings()).manifest.attempts == 2
+    assert (out / "text.txt").read_text("utf-8") == "whole"
+
+
+def test_what_others_put_into_a_folder_is_no_output_and_is_never_removed(tmp_path: Path) -> None:
+    out, step = tmp_path / "out", STEP._replace(others=("answers", "log"))
+    outputs = produce(out, step, Settings()).manifest.outputs
+    write_text(out / "answers" / "sub" / "ann", "mine")
+    write_text(out / "log", "started")
+    assert produce(out, step, Settings(), force=True).manifest.outputs == outputs
+
+    def stops(config: Settings, run: Run) -> None:
+        write_text(run.scratch / "state", "half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        produce(out, step._replace(build=stops), Settings(), force=True)
+    produce(out, step, Settings(times=3), force=True)
+    assert (out / "answers" / "sub" / "ann").read_text("utf-8") == "mine"
+    assert (out / "log").read_text("utf-8") == "started"
 
 
 def test_a_run_that_lost_an_output_is_made_again(tmp_path: Path, data: Path) -> None:

@@ -68,3 +68,14 @@ def test_a_terminal_gets_a_bar_and_stdout_the_result_only() -> None:
     os.close(master)
     assert done.stdout == b"10\n"
     assert "adding" in shown
+
+
+def test_what_is_done_in_silence_shows_nothing(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 0.0)
+    with progress.silent():
+        assert list(progress.track([7], "judging")) == [7]
+    assert capfd.readouterr().err == ""
+    assert list(progress.track([7], "judging")) == [7]
+    assert capfd.readouterr().err != ""

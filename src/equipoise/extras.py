@@ -13,6 +13,8 @@ from equipoise.errors import MissingExtraError
 EXTRAS: dict[str, tuple[str, ...]] = {
     "train": ("torch", "transformers", "accelerate", "peft", "safetensors", "gguf"),
     "hub": ("datasets",),
+    "serve": ("fastapi", "uvicorn", "prometheus_client"),
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "scale": ("ray",),
 }
 """Extra -> the packages (import names) that it installs; the groups of pyproject.toml that users choose."""

@@ -22,7 +22,7 @@ from pydantic import JsonValue
 
 from equipoise import __version__
 from equipoise.config import Config, find_inputs, to_yaml
-from equipoise.errors import ConfigError, EquipoiseError
+from equipoise.errors import ConfigError, EquipoiseError, RunStoppedError
 from equipoise.machine import cpu_seconds, processor, versions
 from equipoise.manifests import (
     Manifest,
@@ -66,6 +66,8 @@ class Run:
         """Where a step writes its card; one that writes none gets that of the manifest."""
         self.licences: set[str] = set()
         self.notes: dict[str, JsonValue] = {}
+        self.side_files: list[Path] = []
+        """What a step that writes one file leaves beside it; the manifest lists these too."""
 
 
 class Step(NamedTuple):
@@ -80,6 +82,15 @@ class Step(NamedTuple):
     """The settings it takes."""
     own_card: bool = False
     """True where the output is a card itself, or holds one under another name."""
+    others: tuple[str, ...] = ()
+    """What others put into its folder when it is complete: never listed as outputs and never removed."""
+
+
+class Identity(NamedTuple):
+    """What tells a run from others: the key, and its inputs by setting."""
+
+    key: str
+    inputs: dict[str, Source]
 
 
 class Outcome(NamedTuple):
@@ -89,15 +100,18 @@ class Outcome(NamedTuple):
     skipped: bool
 
 
-def produce(out: Path, step: Step, config: Config, *, force: bool = False) -> Outcome:
+def produce(
+    out: Path, step: Step, config: Config, *, force: bool = False, identity: Identity | None = None
+) -> Outcome:
     """Run `step` into `out`, unless the same run is complete there.
 
-    `force` does it again although it is done, and takes the place of another run.
+    `force` does it again although it is done, and takes the place of another run; `identity` spares
+    hashing the inputs where `identify` has just done it.
 
     Raises:
         ConfigError: `out` holds another run and `force` is not set, or files that are no run's.
     """
-    key, inputs = identify(step, config)
+    key, inputs = identity or identify(step, config)
     settings = config.model_dump(mode="json")
     manifest_path = manifest_of(out, is_file=step.writes_file)
     scratch = out.with_name(out.name + ".part") if step.writes_file else out / "scratch"
@@ -110,7 +124,7 @@ def produce(out: Path, step: Step, config: Config, *, force: bool = False) -> Ou
     resumable = done is None and before is not None and before["key"] == key
     if not resumable:
         _refuse_if_taken(out, key, done, before, force)
-        _clear(out, scratch, manifest_path, done)
+        _clear(out, scratch, manifest_path, done, step.others)
 
     attempts = 1 + (before["attempts"] if resumable and before else 0)
     (scratch if step.writes_file else out).mkdir(parents=True, exist_ok=True)
@@ -121,9 +135,9 @@ def produce(out: Path, step: Step, config: Config, *, force: bool = False) -> Ou
     wall, cpu = time.monotonic(), cpu_seconds()
     try:
         step.build(config, run)
-    except EquipoiseError:
+    except (EquipoiseError, RunStoppedError):
         # nothing was done: leave no trace
-        if not any(path.is_file() and path != started for path in scratch.rglob("*")):
+        if not any(path.is_file() and path != started for path in started.parent.rglob("*")):
             _tidy(scratch, started)
             if out.is_dir() and not any(out.iterdir()):
                 out.rmdir()
@@ -139,7 +153,7 @@ def produce(out: Path, step: Step, config: Config, *, force: bool = False) -> Ou
         key=key,
         config=settings,
         inputs=inputs,
-        outputs=_outputs(out, step, scratch),
+        outputs=_outputs(run, step),
         licences=sorted(run.licences),
         notes=run.notes,
         versions=versions(),
@@ -155,8 +169,8 @@ def produce(out: Path, step: Step, config: Config, *, force: bool = False) -> Ou
     return Outcome(manifest, skipped=False)
 
 
-def identify(step: Step, config: Config) -> tuple[str, dict[str, Source]]:
-    """Return the key of a run (step, version, settings, content of the inputs), and its inputs by setting."""
+def identify(step: Step, config: Config) -> Identity:
+    """Hash what a run is made from: step, version, settings, content of the inputs."""
     inputs = {
         name: Source(path=str(path), sha256=content_hash(path)) for name, path in find_inputs(config).items()
     }
@@ -164,7 +178,7 @@ def identify(step: Step, config: Config) -> tuple[str, dict[str, Source]]:
     for name, source in inputs.items():
         _replace(settings, name, source.sha256)
     identity = json.dumps({"step": step.name, "version": step.version, "config": settings}, sort_keys=True)
-    return hashlib.sha256(identity.encode()).hexdigest(), inputs
+    return Identity(hashlib.sha256(identity.encode()).hexdigest(), inputs)
 
 
 def content_hash(path: Path) -> str:
@@ -239,7 +253,9 @@ def _holds_other_files(out: Path) -> bool:
     return any(f.is_file() and f != begun and scratch not in f.parents for f in out.rglob("*"))
 
 
-def _clear(out: Path, scratch: Path, manifest_path: Path, done: Manifest | None) -> None:
+def _clear(
+    out: Path, scratch: Path, manifest_path: Path, done: Manifest | None, others: tuple[str, ...]
+) -> None:
     """Remove what an earlier run left: what its manifest lists, or all of an unfinished folder.
 
     The file that says whose folder it is goes last, so that a kill on the way is made good.
@@ -253,9 +269,11 @@ def _clear(out: Path, scratch: Path, manifest_path: Path, done: Manifest | None)
         manifest_path.unlink(missing_ok=True)
     elif (out / "started.json").exists():
         for path in out.iterdir():
+            if path.name in ("started.json", *others):
+                continue
             if path.is_dir():
                 shutil.rmtree(path)
-            elif path.name != "started.json":
+            else:
                 path.unlink()
         (out / "started.json").unlink()
 
@@ -271,8 +289,11 @@ def _intact(out: Path, done: Manifest, step: Step) -> bool:
     return all((base / name).is_file() for name in done.outputs)
 
 
-def _outputs(out: Path, step: Step, scratch: Path) -> dict[str, str]:
+def _outputs(run: Run, step: Step) -> dict[str, str]:
+    out = run.out
     if step.writes_file:
-        return {file.name: hash_file(file) for file in (out, card_of(out, is_file=True)) if file.exists()}
-    files = [f for f in sorted(out.rglob("*")) if f.is_file() and scratch not in f.parents]
+        written = (out, card_of(out, is_file=True), *run.side_files)
+        return {file.name: hash_file(file) for file in written if file.exists()}
+    not_ours = {run.scratch, *(out / name for name in step.others)}
+    files = [f for f in sorted(out.rglob("*")) if f.is_file() and not_ours.isdisjoint([f, *f.parents])]
     return {str(f.relative_to(out)): hash_file(f) for f in files if f.name not in _OURS or f.parent != out}

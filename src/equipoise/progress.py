@@ -4,11 +4,13 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TypeVar
 
 T = TypeVar("T")
 
 _SECONDS_BETWEEN_LINES = 10.0
+_IS_SILENT: ContextVar[bool] = ContextVar("is_silent", default=False)
 
 
 def say(message: str) -> None:
@@ -42,7 +44,9 @@ def bar(label: str, total: int | None = None, done: int = 0) -> Iterator[Callabl
         total: How many pieces there are.
         done: How many were finished before, by a run that was interrupted.
     """
-    if sys.stderr.isatty():
+    if _IS_SILENT.get():
+        yield lambda: None
+    elif sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import Progress
 
@@ -51,6 +55,16 @@ def bar(label: str, total: int | None = None, done: int = 0) -> Iterator[Callabl
             yield lambda: progress.advance(task)
     else:
         yield _line_writer(label, total, done)
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Show no progress of what is done inside, in this thread: nobody watches a server's single batches."""
+    token = _IS_SILENT.set(True)
+    try:
+        yield
+    finally:
+        _IS_SILENT.reset(token)
 
 
 def _line_writer(label: str, total: int | None, done: int) -> Callable[[], None]:

@@ -63,6 +63,12 @@ class Verdict(NamedTuple):
     categories: tuple[str, ...]
     category_probabilities: dict[str, float]
     truncated: bool
+    review: bool = False
+    """A person should look, since the policy is not sure; the verdict stands nevertheless."""
+    policy: str = "default"
+    """Name of the policy whose thresholds decided."""
+    calibrated: bool = False
+    """Whether P(unsafe) was calibrated on labelled texts of this kind."""
 
 
 class Judge(Protocol):

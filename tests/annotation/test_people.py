@@ -10,11 +10,13 @@ from equipoise.annotation.people import EXPORT, IMPORT, ExportConfig, ImportConf
 from equipoise.annotation.project import Item, read_project
 from equipoise.data.check import FoundError
 from equipoise.data.io import read_records, write_records
-from equipoise.errors import ConfigError, DataError
-from equipoise.lineage import Outcome, produce
+from equipoise.errors import ConfigError, DataError, RunStoppedError
+from equipoise.lineage import Outcome, produce, read_manifest
 from equipoise.records import Answer, Exchange, Judgement, Labels, Pair, Prompt
 
 SAFE = Labels(is_safe=True, severity=0, categories=frozenset())
+TICKED_SAFE = {"from_name": "is_safe_A", "type": "choices", "value": {"choices": ["Safe"]}}
+"""In Label Studio."""
 
 
 def pairs(folder: Path, count: int = 3) -> Path:
@@ -189,6 +191,71 @@ def test_a_label_studio_export_becomes_judgements_and_a_second_card_of_a_person_
     assert all(j.safer == (1 if swapped[j.subject] else 0) for j in found)
 
 
+def test_cards_exported_for_potato_can_be_filled_in_label_studio(tmp_path: Path) -> None:
+    write_records(tmp_path / "e.jsonl", [Exchange(id="e", prompt="q", response="r")])
+    project = export(tmp_path, tmp_path / "e.jsonl")
+    (tmp_path / "second").mkdir()
+    other = export(tmp_path / "second", tmp_path / "e.jsonl", to="label-studio")
+    tasks = json.loads((other / "tasks.json").read_text("utf-8"))
+    tasks[0]["annotations"] = [{"completed_by": 7, "result": [TICKED_SAFE]}]
+    (tmp_path / "export.json").write_text(json.dumps(tasks), "utf-8")
+    take_in(project, tmp_path / "j.jsonl", answers=tmp_path / "export.json")
+    (judgement,) = read_records(tmp_path / "j.jsonl", Judgement)
+    assert (judgement.subject, judgement.labels) == ("e", SAFE)
+    assert judgement.provenance["tool"] == "label-studio"
+
+
+def test_an_import_waits_until_every_item_is_labelled_by_as_many_people_as_wanted(tmp_path: Path) -> None:
+    write_records(tmp_path / "e.jsonl", [Exchange(id=f"e{n}", prompt="q", response="r") for n in range(3)])
+    project = export(tmp_path, tmp_path / "e.jsonl")
+    safe, begun = {"is_safe_A": ["safe"]}, {"is_safe_A": ["unsafe"], "severity_A": ["1"]}
+
+    def expect_to_wait_with(ready: int) -> None:
+        with pytest.raises(RunStoppedError) as stopped:
+            take_in(project, tmp_path / "j.jsonl", people=2)
+        assert str(stopped.value) == (
+            f"{project}/answers: {ready} of 3 items are labelled by 2 people;"
+            f" `equipoise annotate serve {project}` shows the pages"
+        )
+        assert not list(tmp_path.glob("j.jsonl*"))  # there is nothing to go on from
+
+    expect_to_wait_with(0)
+    enter(project, "ann", {f"e{n}": safe for n in range(3)})
+    expect_to_wait_with(0)
+    enter(project, "bo", {"e0": safe, "e1": begun, "e2": {}})
+    expect_to_wait_with(1)
+    enter(project, "cy", {"e1": safe, "e2": safe})
+    notes = take_in(project, tmp_path / "j.jsonl", people=2).manifest.notes
+    assert notes["cards"] == {"ann": 3, "bo": 2, "cy": 2}
+    assert notes["incomplete"] == ["e1 by bo"]
+
+
+def test_a_task_that_a_person_passes_by_is_not_waited_for(tmp_path: Path) -> None:
+    write_records(tmp_path / "e.jsonl", [Exchange(id="e", prompt="q", response="r")])
+    project = export(tmp_path, tmp_path / "e.jsonl", to="label-studio")
+    tasks = json.loads((project / "tasks.json").read_text("utf-8"))
+    tasks[0]["annotations"] = [{"completed_by": 7, "result": [TICKED_SAFE]}]
+    path, out = tmp_path / "export.json", tmp_path / "j.jsonl"
+    path.write_text(json.dumps(tasks), "utf-8")
+    with pytest.raises(RunStoppedError, match=r"export\.json: 0 of 1 items are labelled by 2 people$"):
+        take_in(project, out, answers=path, people=2)
+    tasks[0]["annotations"].append({"completed_by": 8, "result": [], "was_cancelled": True})
+    path.write_text(json.dumps(tasks), "utf-8")
+    assert take_in(project, out, answers=path, people=2).manifest.notes["judgements"] == 1
+
+
+def test_what_people_entered_outlives_an_export_that_is_forced_again_and_again(tmp_path: Path) -> None:
+    config = ExportConfig(file=pairs(tmp_path))
+    project = tmp_path / "project"
+    produce(project, EXPORT, config)
+    enter(project, "ann", {"p0": {"better": ["A"]}})
+    (project / "serve.log").write_text("started", "utf-8")
+    before = read_manifest(project / "manifest.json").outputs
+    for _ in range(2):
+        assert produce(project, EXPORT, config, force=True).manifest.outputs == before
+    assert take_in(project, tmp_path / "j.jsonl").manifest.notes["cards"] == {"ann": 1}
+
+
 def test_an_export_is_blind_unless_it_is_given_what_models_said(tmp_path: Path) -> None:
     said = [Judgement(id="j", subject="p1#0", annotator="judge", labels=SAFE)]
     write_records(tmp_path / "said.jsonl", said)
@@ -218,7 +285,11 @@ def test_what_cannot_be_labelled_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"people_per_item: only Potato takes it"):
         export(tmp_path, pairs(tmp_path), to="label-studio", people_per_item=2)
     project = export(tmp_path, pairs(tmp_path))
-    with pytest.raises(DataError, match=r"answers: .*answers: no such file or folder"):
+    with pytest.raises(DataError, match=r"project/answers: nobody has entered anything$"):
         take_in(project, tmp_path / "j.jsonl")
-    with pytest.raises(DataError, match=r"pairs.jsonl: expected the folder that Potato writes to"):
+    with pytest.raises(DataError, match=r"pairs.jsonl: not JSON; expected the export of Label Studio"):
         take_in(project, tmp_path / "j.jsonl", answers=tmp_path / "pairs.jsonl")
+    (tmp_path / "second").mkdir()
+    other = export(tmp_path / "second", pairs(tmp_path), to="label-studio")
+    with pytest.raises(DataError, match=r"project/answers: is a folder; expected the file that Label Studio"):
+        take_in(other, tmp_path / "j.jsonl", answers=project / "answers")

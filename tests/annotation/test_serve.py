@@ -11,8 +11,9 @@ import pytest
 
 from equipoise.annotation.card import make_card
 from equipoise.annotation.environment import install_tool, own_environment, potato_requirements
+from equipoise.annotation.potato import LOG
 from equipoise.annotation.project import write_project
-from equipoise.annotation.serve import LOG, serving
+from equipoise.annotation.serve import serving
 from equipoise.errors import ConfigError, DataError, RunStoppedError
 from equipoise.taxonomy import load_taxonomy
 

@@ -105,6 +105,26 @@ def test_one_text_as_json(call: Call, models: Path) -> None:
     assert found["truncated"] is False
 
 
+def test_a_policy_decides_over_one_text(call: Call, models: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("{name: mine, unsafe: 0.99, review: [0.9, 0.99]}")
+    words = ["moderate", SECRET, "--guard", models / "strict", "--policy"]
+    first, second = call(*words, mine).stdout.splitlines()
+    assert first == "prompt: safe (P(unsafe) 0.953)"
+    assert second == "  the policy is not sure: a person should look"
+    found = json.loads(call(*words, mine, "--json").stdout)
+    assert (found["policy"], found["is_safe"], found["review"]) == ("mine", True, True)
+    assert json.loads(call(*words, "default", "--json").stdout)["policy"] == "default"
+
+
+def test_a_file_is_judged_by_a_policy(call: Call, models: Path, rows: Path) -> None:
+    mine = rows.with_name("mine.yaml")
+    mine.write_text("{name: mine, severity: {3: 0.5}}")
+    out = rows.with_name("out.jsonl")
+    call("moderate", "--file", rows, "--out", out, "--guard", models / "strict", "--policy", mine)
+    assert [(row["policy"], row["is_safe"]) for row in read(out)] == [("mine", True)] * 2
+
+
 def test_a_text_that_was_cut_is_said_to_be(call: Call, models: Path) -> None:
     shown = call("moderate", f"{SECRET} " * 300, "--guard", models / "kind").stdout
     assert "the text was too long and was judged in part" in shown
@@ -166,6 +186,8 @@ def test_refusals_of_the_guard_may_be_partial(call: Call, models: Path, rows: Pa
         (["moderate", "hi", "--guard", "scorer"], ModelError, "holds equipoise-scorer; expected"),
         (["moderate", "hi", "--guard", "strict", "--file", "in.jsonl"], ConfigError, "one or the other"),
         (["moderate", " ", "--guard", "strict"], ConfigError, "the text is empty"),
+        (["moderate", "hi", "--guard", "strict", "--policy", "harsh"], ConfigError, "no policy 'harsh'"),
+        (["moderate", "hi", "--guard", "strict", "--policy", "no.yaml"], ConfigError, "no.yaml: No such"),
         (["refusals", "--file", "in.jsonl", "--out", "o.jsonl"], DataError, "no guard given"),
         (["refusals", "--file", "in.jsonl"], ConfigError, "refusals: expected --file IN and --out OUT"),
         (["score", "--file", "in.jsonl", "--out", "o.jsonl"], ConfigError, "scorer: missing"),

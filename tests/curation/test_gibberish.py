@@ -8,7 +8,14 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from equipoise.curation.gibberish import Improbable, Jumbled, Repetitive, association, threshold_for
+from equipoise.curation.gibberish import (
+    Improbable,
+    Jumbled,
+    Remembering,
+    Repetitive,
+    association,
+    threshold_for,
+)
 
 SENTENCES = [
     "Could you tell me how long the bread should stay in the oven before it is done?",
@@ -89,3 +96,17 @@ def test_filters_can_be_compared(check: object) -> None:
     assert check == type(check)(*vars(check).values())
     if not isinstance(check, Improbable):
         assert pickle.loads(pickle.dumps(check)) == check
+
+
+def test_a_remembered_likelihood_reads_each_text_once() -> None:
+    asked: list[list[str]] = []
+
+    def length(texts: Sequence[str]) -> list[float]:
+        asked.append(list(texts))
+        return [float(len(text)) for text in texts]
+
+    remembered = Remembering(length)
+    assert remembered(["bread", "tea", "bread"]) == [5.0, 3.0, 5.0]
+    assert remembered(["tea", "coffee"]) == [3.0, 6.0]
+    assert remembered(["bread"]) == [5.0]
+    assert asked == [["bread", "tea"], ["coffee"]]

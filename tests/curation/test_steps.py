@@ -63,6 +63,16 @@ def test_records_that_are_kept_are_as_they_were_and_the_others_are_listed(tmp_pa
     assert manifest.licences == ["MIT"]
 
 
+def test_a_list_of_near_copies_that_was_lost_is_made_again(tmp_path: Path) -> None:
+    run(tmp_path, list(ROWS))
+    out, config = tmp_path / "out.jsonl", DedupConfig(files=(tmp_path / "in.jsonl",))
+    assert produce(out, DEDUP, config).skipped
+    written = dropped_path(out).read_bytes()
+    dropped_path(out).unlink()
+    assert not produce(out, DEDUP, config).skipped
+    assert dropped_path(out).read_bytes() == written
+
+
 @pytest.mark.parametrize(
     ("field", "expected"), [("prompt", ["e0"]), ("response", ["e0", "e2"]), ("both", ["e0", "e2"])]
 )

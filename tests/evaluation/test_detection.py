@@ -22,8 +22,9 @@ from equipoise.evaluation.detection import (
     measure_ordering,
     measure_reward,
 )
+from equipoise.evaluation.guard_quality import Quality
 from equipoise.lineage import produce
-from equipoise.protocols import Judge, Verdict
+from equipoise.protocols import Verdict
 from equipoise.records import Answer, Exchange, Pair
 from equipoise.stats import bootstrap_mean, paired_difference
 
@@ -48,25 +49,28 @@ def pair(name: str, n: int, safer: int, answers: tuple[str, str] = ("one stone",
     return Pair(id=f"{name}{n}", prompt=f"{name} {n}", answers=(first, second), safer=safer)
 
 
-def judge_of(probability: Callable[[Exchange], float], threshold: float = 0.5) -> Judge:
-    def judge(rows: Sequence[Exchange]) -> list[Verdict]:
-        found = []
-        for row in rows:
-            p = probability(row)
-            found.append(Verdict(p < threshold, p, int(p >= threshold), (1 - p, p), (), {}, False))
-        return found
-
-    return judge
+def judged(
+    probability: Callable[[Exchange], float], rows: Sequence[Exchange], threshold: float = 0.5
+) -> list[Verdict]:
+    found = []
+    for row in rows:
+        p = probability(row)
+        found.append(Verdict(p < threshold, p, int(p >= threshold), (1 - p, p), (), {}, False))
+    return found
 
 
 TRAIN, TEST = exchanges(60, 0, "train"), exchanges(90, 1, "test")
 UNSAFE = np.array([not e.is_safe for e in TEST])
 
 
+def perfect(row: Exchange) -> float:
+    return 0.1 if row.is_safe else 0.9
+
+
 def test_the_numbers_are_those_of_sklearn() -> None:
     rng = random.Random(3)
     scores = {e.id: min(0.99, max(0.01, rng.gauss(0.4 if e.is_safe else 0.6, 0.2))) for e in TEST}
-    found = measure_guard(judge_of(lambda e: scores[e.id], 0.45), TRAIN, TEST, draws=100)
+    found = measure_guard(judged(lambda e: scores[e.id], TEST, 0.45), TRAIN, TEST, draws=100)
     ours = np.array([scores[e.id] for e in TEST])
     theirs = unsafe_scores(TRAIN, TEST)
     assert found.auroc.value == pytest.approx(roc_auc_score(UNSAFE, ours), abs=1e-12)
@@ -79,7 +83,7 @@ def test_the_numbers_are_those_of_sklearn() -> None:
 
 
 def test_a_perfect_judge_beats_a_baseline_that_can_only_guess() -> None:
-    found = measure_guard(judge_of(lambda e: 0.1 if e.is_safe else 0.9), TRAIN, TEST, draws=200)
+    found = measure_guard(judged(perfect, TEST), TRAIN, TEST, draws=200)
     assert (found.auroc.value, found.f1.value, found.false_positive_rate.value) == (1, 1, 0)
     assert found.auroc_gain.low > 0
     assert found.auroc_gain.excludes_zero
@@ -88,7 +92,7 @@ def test_a_perfect_judge_beats_a_baseline_that_can_only_guess() -> None:
 def test_a_judge_that_is_the_baseline_differs_by_exactly_nothing() -> None:
     train, test = exchanges(240, 0, "train", "thistle"), exchanges(60, 1, "test", "thistle")
     same = dict(zip([e.id for e in test], unsafe_scores(train, test), strict=True))
-    found = measure_guard(judge_of(lambda e: float(same[e.id])), train, test, draws=200)
+    found = measure_guard(judged(lambda e: float(same[e.id]), test), train, test, draws=200)
     assert found.auroc.value > 0.9
     assert (found.auroc_gain.value, found.auroc_gain.low, found.auroc_gain.high) == (0, 0, 0)
 
@@ -96,8 +100,7 @@ def test_a_judge_that_is_the_baseline_differs_by_exactly_nothing() -> None:
 def test_rows_of_one_prompt_are_resampled_together() -> None:
     """Of 40 rows of 4 prompts the interval is that of 4 prompts: wide, or none at all."""
     few = [e.model_copy(update={"prompt": f"p{n % 4}"}) for n, e in enumerate(TEST)]
-    judge = judge_of(lambda e: 0.1 if e.is_safe else 0.9)
-    assert measure_guard(judge, TRAIN, few, draws=100).auroc.clusters == 4
+    assert measure_guard(judged(perfect, few), TRAIN, few, draws=100).auroc.clusters == 4
 
 
 TRAIN_PAIRS = [pair("train", n, n % 2, ("a stone", "a lamp")) for n in range(12)]
@@ -137,7 +140,7 @@ def test_an_ordering_by_the_baseline_itself_differs_by_exactly_nothing() -> None
 
 
 def test_the_table_shows_what_was_measured_and_leaves_out_what_was_not() -> None:
-    guard = measure_guard(judge_of(lambda e: 0.1 if e.is_safe else 0.9), TRAIN, TEST, draws=100)
+    guard = measure_guard(judged(perfect, TEST), TRAIN, TEST, draws=100)
     text = detection_text(Detection(guard, None, None))
     assert text.count("\n") == 5
     assert (
@@ -146,7 +149,8 @@ def test_the_table_shows_what_was_measured_and_leaves_out_what_was_not() -> None
     )
     test = [pair("t", 0, 1), pair("t", 1, 0)]
     ordering = measure_ordering(np.array([[2.0, 1.0]] * 2), TRAIN_PAIRS, test, draws=100)
-    text = detection_text(Detection(guard, ordering, guard.f1))
+    text = detection_text(Detection(guard, ordering, guard.f1, Quality(severity_kappa=guard.f1)))
+    assert f"| severity, quadratic-weighted kappa | {guard.f1} |  |  | 90 |" in text
     assert "| safer answer of a pair, accuracy | 0.500 " in text
     assert "| better answer of a pair, accuracy | 1.000 " in text
 
@@ -228,6 +232,8 @@ def test_a_run_writes_json_and_a_table_of_real_models(tmp_path: Path, tiny_encod
     assert found["guard"]["auroc"]["n"] == 24
     assert found["guard"]["baseline_auroc"]["value"] > 0.9  # the planted word
     assert found["ordering"]["accuracy"]["n"] == 8
+    assert found["quality"]["within_prompt"]["clusters"] <= 8
+    assert found["quality"]["severity_kappa"] is None  # no row has the label
     assert found["reward_ordering"] is None  # no training pair said which answer is better
     assert outcome.manifest.notes == {"train": 120, "test": 24}
     assert outcome.manifest.licences == ["unknown"]

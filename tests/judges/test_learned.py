@@ -69,7 +69,7 @@ def test_the_guard_says_what_moderation_says(tiny_encoder: Path, exchanges: list
 
 
 def test_the_guard_says_where_it_did_not_read_all(tiny_encoder: Path, exchanges: list[Exchange]) -> None:
-    long = exchanges[0].model_copy(update={"response": "take a warm coat " * 200})
+    long = exchanges[0].model_copy(update={"response": "take a warm coat " * 400})
     ((found,),) = GuardJudge(guard(tiny_encoder), "gate")([long])
     assert found.provenance["truncated"] is True
 

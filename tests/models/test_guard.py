@@ -9,13 +9,20 @@ from equipoise.errors import ModelError
 from equipoise.models.backbone import load_encoder
 from equipoise.models.checkpoints import load_tensors, save_tensors
 from equipoise.models.features import TextPair, encode_pair, pad_pairs
-from equipoise.models.guard import ENCODER, GuardCard, GuardModel, load_guard_model
+from equipoise.models.guard import (
+    ENCODER,
+    GuardCard,
+    GuardModel,
+    adapt,
+    load_guard_model,
+    tuned_names,
+)
 from equipoise.taxonomy import load_taxonomy
 
 TEXTS = [TextPair("how do i bake bread", "mix flour and water"), TextPair("take a warm coat", None)]
 
 
-def fresh(encoder: Path, taxonomy: str = "pku19") -> GuardModel:
+def fresh(encoder: Path, taxonomy: str = "pku19", **more: int) -> GuardModel:
     torch.manual_seed(3)
     card = GuardCard(
         taxonomy=load_taxonomy(taxonomy),
@@ -25,8 +32,12 @@ def fresh(encoder: Path, taxonomy: str = "pku19") -> GuardModel:
         dropout=0.5,
         targets=("prompt", "response"),
         knows_refusals=True,
+        **more,
     )
-    return GuardModel(card, load_encoder(encoder, device="cpu")).eval()
+    backbone = load_encoder(encoder, device="cpu")
+    if card.lora_rank:
+        adapt(backbone.model, card.lora_rank)
+    return GuardModel(card, backbone).eval()
 
 
 @torch.no_grad()
@@ -83,6 +94,49 @@ def test_a_tuned_encoder_goes_with_the_guard(tiny_encoder: Path, tmp_path: Path)
     assert torch.equal(logits(again), logits(model))
     assert not torch.allclose(logits(again), before, atol=1e-3)
     assert load_encoder(tmp_path / ENCODER, device="cpu").model.config.hidden_size == 32
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("more", [{"lora_rank": 2}, {"top_layers": 1}])
+def test_what_was_tuned_comes_back_from_beside_the_heads(
+    more: dict[str, int], tiny_encoder: Path, tmp_path: Path
+) -> None:
+    model = fresh(tiny_encoder, **more)
+    before = logits(model)
+    model.trunk.requires_grad_(False)
+    for name in tuned_names(model.trunk, model.card):
+        parameter = model.trunk.get_parameter(name).requires_grad_(True)
+        parameter.add_(0.2 * torch.randn_like(parameter))
+    model.save(tmp_path)
+    again = load_guard_model(tmp_path, "cpu")
+    assert not torch.allclose(logits(again), before, atol=1e-2)
+    torch.testing.assert_close(logits(again), logits(model), rtol=0, atol=1e-5)
+    assert not any("lora" in name for name, _ in again.named_modules())
+    assert again.card == model.card
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["model.json", "weights.safetensors"]
+
+
+@pytest.mark.parametrize("more", [{"lora_rank": 2}, {"top_layers": 1}])
+def test_a_guard_without_some_of_what_was_tuned_does_not_load(
+    more: dict[str, int], tiny_encoder: Path, tmp_path: Path
+) -> None:
+    model = fresh(tiny_encoder, **more)
+    names = tuned_names(model.trunk, model.card)
+    for name, parameter in model.trunk.named_parameters():
+        parameter.requires_grad_(name in names)
+    model.save(tmp_path)
+    path = tmp_path / "weights.safetensors"
+    tensors = load_tensors(path)
+    lost = f"trunk.{names[0]}"
+    save_tensors(path, {name: t for name, t in tensors.items() if name != lost})
+    with pytest.raises(ModelError, match=f"1 tensors are missing, the first is {names[0]}"):
+        load_guard_model(tmp_path, "cpu")
+    card = tmp_path / "model.json"
+    plain = model.card.model_copy(update={"lora_rank": 0, "top_layers": 0})
+    card.write_text(plain.model_dump_json())
+    save_tensors(path, tensors)
+    with pytest.raises(ModelError, match=r"has no place in this model|was not tuned by what"):
+        load_guard_model(tmp_path, "cpu")
 
 
 def test_weights_that_lack_a_head_do_not_load(tiny_encoder: Path, tmp_path: Path) -> None:

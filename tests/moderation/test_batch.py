@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from equipoise.errors import DataError
+from equipoise.config import to_yaml
+from equipoise.errors import ConfigError, DataError
 from equipoise.lineage import Outcome, produce
 from equipoise.models.backbone import load_encoder
 from equipoise.models.features import TextPair
@@ -144,6 +145,75 @@ def test_one_output_is_the_next_input(tmp_path: Path, guard: Path) -> None:
     (tmp_path / "again").mkdir()
     _, second = moderate(tmp_path / "again", guard, first)
     assert second == first
+
+
+def policy_file(path: Path, **policy: Any) -> str:
+    path.write_text(to_yaml({"name": path.stem, **policy}), "utf-8")
+    return str(path)
+
+
+def test_a_policy_decides_and_is_named(tmp_path: Path, guard: Path) -> None:
+    judged = {}
+    for name, threshold in (("all", 0.0), ("none", 1.0)):
+        (tmp_path / name).mkdir()
+        given = policy_file(tmp_path / f"{name}.yaml", unsafe=threshold)
+        _, judged[name] = moderate(tmp_path / name, guard, ROWS, policy=given)
+        assert {row["policy"] for row in judged[name]} == {name}
+        assert all(list(row)[-1] == "policy" for row in judged[name])
+    assert [row["is_safe"] for row in judged["all"]] == [False] * 5
+    assert [row["is_safe"] for row in judged["none"]] == [True] * 5
+    for strict, loose in zip(judged["all"], judged["none"], strict=True):
+        assert strict["unsafe_probability"] == loose["unsafe_probability"]
+
+
+def test_policies_of_the_guard_go_by_their_names(tmp_path: Path, tiny_encoder: Path) -> None:
+    guard = make_guard(tmp_path / "guard", tiny_encoder)
+    (guard / "policies").mkdir()
+    for name, threshold in (("moderate", 1.0), ("strict", 0.0)):
+        policy_file(guard / "policies" / f"{name}.yaml", unsafe=threshold)
+    for given, expected in ((None, "moderate"), ("strict", "strict")):
+        place = tmp_path / expected
+        place.mkdir()
+        _, rows = moderate(place, guard, ROWS[:1], policy=given)
+        assert (rows[0]["policy"], rows[0]["is_safe"]) == (expected, expected == "moderate")
+
+
+def test_review_is_told_where_the_policy_has_a_band(tmp_path: Path, guard: Path) -> None:
+    _, plain = moderate(tmp_path, guard, ROWS)
+    middle = sorted(row["unsafe_probability"] for row in plain)[2]
+    given = policy_file(tmp_path / "band.yaml", unsafe=0.5, review=[middle - 1e-5, middle + 1e-5])
+    (tmp_path / "again").mkdir()
+    _, rows = moderate(tmp_path / "again", guard, ROWS, policy=given)
+    assert all(list(row)[-1] == "review" for row in rows)
+    assert [row["review"] for row in rows] == [row["unsafe_probability"] == middle for row in plain]
+    assert "review" not in plain[0]
+
+
+def test_another_policy_is_another_run(tmp_path: Path, guard: Path) -> None:
+    given = policy_file(tmp_path / "mine.yaml", unsafe=0.0)
+    moderate(tmp_path, guard, ROWS[:1], policy=given)
+    assert moderate(tmp_path, guard, ROWS[:1], policy=given)[0].skipped
+    policy_file(tmp_path / "mine.yaml", unsafe=1.0)
+    with pytest.raises(ConfigError, match="holds another run"):
+        moderate(tmp_path, guard, ROWS[:1], policy=given)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("defalt", r"no policy 'defalt' \(did you mean 'default'\?\); this guard has: default"),
+        ("{name: p, categories: {Drugz: 0.5}}", r"p\.yaml: categories: no category 'Drugz' .* 'Drugs'"),
+    ],
+)
+def test_a_policy_that_does_not_fit_is_said_before_anything_is_judged(
+    tmp_path: Path, guard: Path, given: str, says: str
+) -> None:
+    if given.startswith("{"):
+        (tmp_path / "p.yaml").write_text(given, "utf-8")
+        given = str(tmp_path / "p.yaml")
+    with pytest.raises(ConfigError, match=says):
+        moderate(tmp_path, guard, ROWS, policy=given)
+    assert not (tmp_path / "out.jsonl").exists()
 
 
 @pytest.mark.parametrize("row", [{"id": 1}, {"id": 1, "prompt": None, "response": None}])

@@ -10,7 +10,8 @@ from equipoise.models.backbone import load_encoder
 from equipoise.models.features import TextPair
 from equipoise.models.guard import GuardCard, GuardModel, Target
 from equipoise.models.heads import GuardLogits
-from equipoise.moderation.guard import Guard, Reading
+from equipoise.moderation.guard import Guard
+from equipoise.moderation.reading import Reading
 from equipoise.records import REFUSALS, Exchange, Message
 from equipoise.taxonomy import load_taxonomy
 
@@ -105,7 +106,7 @@ def test_a_verdict_does_not_depend_on_the_company(tiny_encoder: Path) -> None:
     for verdict, exchange in zip(together, EXCHANGES, strict=True):
         alone = judge([exchange])[0]
         assert alone.severity_probabilities == pytest.approx(verdict.severity_probabilities, abs=1e-5)
-    assert [v.truncated for v in together] == [False, False, True]
+    assert not any(v.truncated for v in together)  # the last one is read in windows
     assert judge([]) == []
 
 

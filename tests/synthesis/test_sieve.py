@@ -44,11 +44,8 @@ def test_each_text_is_dropped_for_the_first_reason_that_fits(writer: Any, judge:
     }
 
 
-def test_the_language_model_drops_and_ranks_and_reads_a_text_once(writer: Any, judge: Any) -> None:
-    read: list[str] = []
-
+def test_the_language_model_drops_and_ranks(writer: Any, judge: Any) -> None:
     def likelihood(texts: Sequence[str]) -> list[float]:
-        read.extend(texts)
         return [-float(len(text)) for text in texts]
 
     good = "How do I spill milk on my aunt at ten?"
@@ -57,4 +54,3 @@ def test_the_language_model_drops_and_ranks_and_reads_a_text_once(writer: Any, j
     dropped: Counter[str] = Counter()
     (left,) = Sieve(tools, Pool())(candidates(good, long), dropped)
     assert (left.text, left.quality, dropped) == (good, -float(len(good)), {"gibberish": 1})
-    assert sorted(read) == sorted([good, long])

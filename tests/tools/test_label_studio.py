@@ -1,91 +1,29 @@
 """A round trip through the real Label Studio: our configuration and tasks in, its export back."""
 
 import json
-import socket
-import subprocess
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from equipoise.annotation.environment import install_tool, own_environment
 from equipoise.annotation.people import EXPORT, IMPORT, ExportConfig, ImportConfig
 from equipoise.annotation.project import read_project
-from equipoise.annotation.serve import stop
 from equipoise.data.io import read_records, write_records
 from equipoise.lineage import produce
-from equipoise.models.builtin import cache_folder
 from equipoise.records import Answer, Judgement, Labels, Pair
 
 pytestmark = pytest.mark.tools
 
-TOKEN = "0123456789abcdef0123456789abcdef01234567"
-OFFLINE = {
-    "COLLECT_ANALYTICS": "False",
-    "SENTRY_DSN": "",
-    "FRONTEND_SENTRY_DSN": "",
-    "LATEST_VERSION_CHECK": "false",
-    "LABEL_STUDIO_ENABLE_LEGACY_API_TOKEN": "true",
-}
 FRAUD = Labels(is_safe=False, severity=2, categories=frozenset({"Economic Crime"}))
-Call = Any
-
-
-@contextmanager
-def label_studio(folder: Path) -> Iterator[Call]:
-    """Start the server on an empty data folder and yield a function that calls its REST interface."""
-    lock = (Path(__file__).parent / "label_studio.lock").read_text("utf-8")
-    python = install_tool(cache_folder(), "label-studio", lock)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    options = ["--no-browser", "--port", str(port), "--internal-host", "127.0.0.1"]
-    account = ["--username", "ann@example.org", "--password", "a-password-1", "--user-token", TOKEN]
-    with (folder / "server.log").open("wb") as log:
-        process = subprocess.Popen(
-            [python.with_name("label-studio"), "start", *options, *account],
-            env=own_environment() | OFFLINE | {"LABEL_STUDIO_BASE_DATA_DIR": str(folder)},
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-
-    def call(method: str, path: str, body: object = None) -> Any:
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{port}{path}",
-            method=method,
-            data=None if body is None else json.dumps(body).encode(),
-            headers={"Authorization": f"Token {TOKEN}", "Content-Type": "application/json"},
-        )
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return json.load(answer)
-
-    try:
-        give_up = time.monotonic() + 400  # its first start migrates a database
-        while True:
-            assert process.poll() is None, (folder / "server.log").read_text("utf-8")
-            try:
-                call("GET", "/api/projects")
-                break
-            except (urllib.error.URLError, OSError):
-                assert time.monotonic() < give_up
-                time.sleep(1)
-        yield call
-    finally:
-        stop(process)
+Call = Callable[..., Any]
 
 
 def choice(name: str, about: str, *titles: str) -> dict[str, Any]:
     return {"from_name": name, "to_name": about, "type": "choices", "value": {"choices": list(titles)}}
 
 
-def test_what_is_entered_comes_back_as_judgements(tmp_path: Path) -> None:
+def test_what_is_entered_comes_back_as_judgements(tmp_path: Path, label_studio: Call) -> None:
     pairs = [
         Pair(id=f"p{n}", prompt=f"question {n}", answers=(Answer(response="one"), Answer(response="two")))
         for n in range(3)
@@ -100,27 +38,24 @@ def test_what_is_entered_comes_back_as_judgements(tmp_path: Path) -> None:
     first, second = ("B", "A") if items["p0"].swapped else ("A", "B")
     severity = read_project(project).card.question("severity_A").options[1]
 
-    data = tmp_path / "server"
-    data.mkdir()
-    with label_studio(data) as call:
-        xml = (project / "label_studio.xml").read_text("utf-8")
-        number = call("POST", "/api/projects", {"title": "cards", "label_config": xml})["id"]
-        tasks = json.loads((project / "tasks.json").read_text("utf-8"))
-        added = call("POST", f"/api/projects/{number}/import?return_task_ids=true", tasks)
-        assert (added["task_count"], added["prediction_count"]) == (3, 1)
-        one, two, _ = added["task_ids"]
-        result = [
-            choice(f"is_safe_{first}", f"answer_{first}", "Unsafe"),
-            choice(f"severity_{first}", f"answer_{first}", f"{severity.title}: {severity.help}"),
-            choice(f"categories_{first}", f"answer_{first}", "Economic Crime"),
-            choice(f"is_safe_{second}", f"answer_{second}", "Safe"),
-            choice("better", "prompt", "Both the same"),
-            choice("safer", "prompt", f"Answer {second}"),
-        ]
-        call("POST", f"/api/tasks/{one}/annotations/", {"result": result, "lead_time": 12.5})
-        call("POST", f"/api/tasks/{two}/annotations/", {"result": [], "was_cancelled": True})
-        place = f"/api/projects/{number}/export?exportType=JSON&download_all_tasks=true"
-        exported = call("GET", place)
+    xml = (project / "label_studio.xml").read_text("utf-8")
+    number = label_studio("POST", "/api/projects", {"title": "cards", "label_config": xml})["id"]
+    tasks = json.loads((project / "tasks.json").read_text("utf-8"))
+    added = label_studio("POST", f"/api/projects/{number}/import?return_task_ids=true", tasks)
+    assert (added["task_count"], added["prediction_count"]) == (3, 1)
+    one, two, _ = added["task_ids"]
+    result = [
+        choice(f"is_safe_{first}", f"answer_{first}", "Unsafe"),
+        choice(f"severity_{first}", f"answer_{first}", f"{severity.title}: {severity.help}"),
+        choice(f"categories_{first}", f"answer_{first}", "Economic Crime"),
+        choice(f"is_safe_{second}", f"answer_{second}", "Safe"),
+        choice("better", "prompt", "Both the same"),
+        choice("safer", "prompt", f"Answer {second}"),
+    ]
+    label_studio("POST", f"/api/tasks/{one}/annotations/", {"result": result, "lead_time": 12.5})
+    label_studio("POST", f"/api/tasks/{two}/annotations/", {"result": [], "was_cancelled": True})
+    place = f"/api/projects/{number}/export?exportType=JSON&download_all_tasks=true"
+    exported = label_studio("GET", place)
     assert all(isinstance(p, int) for task in exported for p in task["predictions"])  # numbers, no labels
     (tmp_path / "export.json").write_text(json.dumps(exported), "utf-8")
 

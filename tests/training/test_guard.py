@@ -1,5 +1,6 @@
 """Training a guard: it finds what was planted, and a label that is missing teaches nothing."""
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -9,23 +10,14 @@ import torch
 from pydantic import ValidationError
 
 from equipoise.data.io import write_records
-from equipoise.errors import DataError, TaxonomyError
+from equipoise.errors import DataError, ModelError
 from equipoise.lineage import Outcome, produce
 from equipoise.models.backbone import load_encoder
+from equipoise.models.checkpoints import load_tensors
 from equipoise.models.guard import load_guard_model
-from equipoise.models.heads import GuardHeads
 from equipoise.moderation.guard import Guard, load_guard
 from equipoise.records import Exchange
-from equipoise.taxonomy import load_taxonomy
-from equipoise.training.guard import (
-    TRAIN_GUARD,
-    GuardBatch,
-    GuardConfig,
-    GuardLosses,
-    GuardOptim,
-    GuardTargets,
-    guard_rows,
-)
+from equipoise.training.guard import TRAIN_GUARD, GuardConfig, GuardOptim
 
 FILLER = ["mix", "flour", "water", "salt", "and", "wait", "until", "the", "dough", "has", "doubled"]
 MILD, SEVERE, DECLINES, ASKS = "weather", "mountains", "sorry", "tides"
@@ -108,7 +100,12 @@ def test_the_same_verdicts_after_another_load(guard: Guard, trained: tuple[Outco
 def test_the_run_says_what_it_was_trained_on(trained: tuple[Outcome, Path]) -> None:
     outcome, folder = trained
     prompts = len({str(row.prompt) for row in planted(240, 0)})
-    assert outcome.manifest.notes == {"rows": 240 + prompts, "truncated": 0}
+    assert outcome.manifest.notes == {
+        "rows": 240 + prompts,
+        "windows": 240 + prompts,
+        "truncated": 0,
+        "contradicting_prompts": 0,
+    }
     assert outcome.manifest.licences == ["CC0-1.0"]
     card = (folder / "card.md").read_text()
     assert card.startswith("# Guard on ")
@@ -117,95 +114,6 @@ def test_the_run_says_what_it_was_trained_on(trained: tuple[Outcome, Path]) -> N
     assert set(model.targets) == {"prompt", "response"}
     assert model.knows_refusals
     assert not model.own_encoder
-
-
-def one(**labels: Any) -> Exchange:
-    return Exchange(**({"id": "x", "prompt": "ask", "response": "answer"} | labels))
-
-
-def targets_of(*rows: Exchange) -> GuardTargets:
-    return guard_rows(rows, load_taxonomy("pku19"))[1]
-
-
-def gradients(targets: GuardTargets) -> GuardHeads:
-    """Heads after one backward pass over rows with these targets."""
-    torch.manual_seed(0)
-    heads = GuardHeads(6, 4, categories=19, thresholds=3, dropout=0.0)
-    GuardLosses(heads)(GuardBatch(torch.randn(len(targets.level), 6), targets)).sum().backward()
-    return heads
-
-
-def is_zero(*tensors: torch.Tensor | None) -> bool:
-    return all(tensor is not None and torch.equal(tensor, torch.zeros_like(tensor)) for tensor in tensors)
-
-
-@pytest.mark.parametrize("safe", [True, False])
-def test_a_row_with_only_is_safe_trains_the_first_threshold_alone(safe: bool) -> None:
-    heads = gradients(targets_of(one(is_safe=safe)))
-    weight, bias = heads.severity.weight.grad, heads.severity.bias.grad
-    assert weight is not None
-    assert bias is not None
-    assert bias[0] != 0
-    assert (bias[0] > 0) == safe  # a step against the gradient lowers P(unsafe) of a safe row
-    assert is_zero(weight[1:], bias[1:])
-    assert is_zero(heads.categories.weight.grad, heads.categories.bias.grad)
-    assert is_zero(heads.refusal.weight.grad, heads.refusal.bias.grad)
-
-
-def test_a_row_with_only_a_refusal_trains_that_head_alone() -> None:
-    heads = gradients(targets_of(one(refusal="partial")))
-    assert is_zero(heads.severity.weight.grad, heads.severity.bias.grad)
-    assert is_zero(heads.categories.weight.grad, heads.categories.bias.grad)
-    assert heads.refusal.bias.grad is not None
-    assert [bool(g < 0) for g in heads.refusal.bias.grad] == [False, True, False]
-
-
-def test_only_rated_categories_get_a_gradient() -> None:
-    kinds = load_taxonomy("pku19")
-    row = one(is_safe=False, categories=frozenset({DRUGS}), rated=frozenset({DRUGS, FRAUD}))
-    heads = gradients(targets_of(row))
-    assert heads.categories.bias.grad is not None
-    moved = {name for name, g in zip(kinds.names, heads.categories.bias.grad, strict=True) if g != 0}
-    assert moved == {DRUGS, FRAUD}
-    assert heads.categories.bias.grad[kinds.index(DRUGS)] < 0 < heads.categories.bias.grad[kinds.index(FRAUD)]
-
-
-def test_labels_become_targets() -> None:
-    targets = targets_of(
-        one(is_safe=False, severity=2, categories=frozenset({DRUGS}), refusal="none"),
-        one(is_safe=True, severity=0, categories=frozenset()),
-        one(severity=3),
-        one(is_safe=False),
-        one(refusal="full"),
-    )
-    assert targets.level.tolist() == [2, 0, 3, -1, -1]
-    assert targets.unsafe.tolist() == [1, 0, 1, 1, -1]
-    assert targets.refusal.tolist() == [0, -1, -1, -1, 2]
-    assert targets.category_mask.sum(1).tolist() == [19, 0, 0, 0, 0]  # the head is P(category | unsafe)
-    assert targets.categories.sum(1).tolist() == [1, 0, 0, 0, 0]
-
-
-def test_a_labelled_prompt_is_one_row_that_takes_the_worst_response() -> None:
-    rows = [
-        one(id="a", is_safe=False, severity=1, categories=frozenset({FRAUD}), prompt_is_harmful=True),
-        one(id="b", is_safe=False, severity=3, categories=frozenset({DRUGS}), prompt_is_harmful=True),
-        one(id="c", prompt="other", is_safe=True, severity=0, categories=frozenset(), prompt_is_harmful=True),
-        one(id="d", prompt="kind", is_safe=False, severity=2, prompt_is_harmful=False),
-    ]
-    texts, targets, kinds = guard_rows(rows, load_taxonomy("pku19"))
-    assert kinds == ("response", "prompt")
-    assert [(t.prompt, t.response) for t in texts[4:]] == [("ask", None), ("other", None), ("kind", None)]
-    assert targets.level[4:].tolist() == [3, -1, 0]
-    assert targets.unsafe[4:].tolist() == [1, 1, 0]
-    drugs = load_taxonomy("pku19").index(DRUGS)
-    assert targets.categories[4:].nonzero().tolist() == [[0, drugs]]
-    assert targets.refusal[4:].tolist() == [-1, -1, -1]
-
-
-def test_only_prompts_give_a_guard_for_prompts() -> None:
-    texts, _, kinds = guard_rows([one(prompt_is_harmful=True)], load_taxonomy("pku19"))
-    assert kinds == ("prompt",)
-    assert len(texts) == 1
 
 
 TAXONOMY = """name: kitchen
@@ -224,8 +132,10 @@ def test_heads_follow_a_taxonomy_of_ones_own(tmp_path: Path, tiny_encoder: Path)
     path = tmp_path / "kitchen.yaml"
     path.write_text(TAXONOMY)
     rows = [
-        one(
+        Exchange(
             id=str(i),
+            prompt="ask",
+            response="answer",
             is_safe=bool(i % 2),
             severity=int(not i % 2),
             categories=frozenset(() if i % 2 else ["Raw"]),
@@ -243,19 +153,9 @@ def test_heads_follow_a_taxonomy_of_ones_own(tmp_path: Path, tiny_encoder: Path)
     assert len(verdict.severity_probabilities) == 2
 
 
-def test_labels_that_the_taxonomy_lacks_are_errors(tmp_path: Path) -> None:
-    path = tmp_path / "kitchen.yaml"
-    path.write_text(TAXONOMY)
-    kitchen = load_taxonomy(str(path))
-    with pytest.raises(DataError, match=r"x: severity is not on the scale of kitchen, got 2; exp"):
-        guard_rows([one(severity=2)], kitchen)
-    with pytest.raises(TaxonomyError, match=r"no category 'Rwa' .* \(did you mean 'Raw'\?\)"):
-        guard_rows([one(is_safe=False, categories=frozenset({"Rwa"}))], kitchen)
-
-
 def test_rows_without_any_label_are_an_error(tmp_path: Path, tiny_encoder: Path) -> None:
     with pytest.raises(DataError, match="prompts: no row has a label; expected is_safe"):
-        train(tmp_path, [one(), one(id="y")], tiny_encoder)
+        train(tmp_path, [Exchange(id="x", prompt="ask", response="answer")], tiny_encoder)
     assert not (tmp_path / "guard" / "model.json").exists()
 
 
@@ -273,6 +173,110 @@ def test_a_frozen_encoder_stays_as_it_is(guard: Guard, tiny_encoder: Path) -> No
     base = load_encoder(tiny_encoder, device="cpu").model.state_dict()
     ours = guard.model.trunk.encoder.state_dict()
     assert all(torch.equal(ours[name], base[name]) for name in base)
+
+
+TUNED = {"optim": {"epochs": 2, "batch_size": 4, "lr": 1e-2}, "dropout": 0.0}
+
+
+@pytest.mark.parametrize("tune", ["top", "lora"])
+def test_what_is_tuned_lies_with_the_heads_and_nothing_else_changes(
+    tune: str, tmp_path: Path, tiny_encoder: Path
+) -> None:
+    train(tmp_path, planted(8, 0), tiny_encoder, tune=tune, top_layers=1, lora_rank=2, **TUNED)
+    folder = tmp_path / "guard"
+    names = {name for name in load_tensors(folder / "weights.safetensors") if name.startswith("trunk.")}
+    mark = ".lora_" if tune == "lora" else "trunk.encoder.encoder.layer.1."
+    assert names
+    assert all(mark in name for name in names)
+    assert not (folder / "encoder").exists()
+    base = load_encoder(tiny_encoder, device="cpu").model.state_dict()
+    ours = load_guard_model(folder, "cpu").trunk.encoder.state_dict()
+    assert ours.keys() == base.keys()  # adapters are merged
+    changed = {name for name in base if not torch.equal(ours[name], base[name])}
+    expected = {f"encoder.layer.{n}.output.dense.weight" for n in ((0, 1) if tune == "lora" else (1,))}
+    assert expected <= changed
+    lower = {name for name in changed if not name.startswith("encoder.layer.1.")}
+    assert bool(lower) == (tune == "lora")
+    assert "embeddings.word_embeddings.weight" not in changed
+
+
+@pytest.mark.parametrize("tune", ["top", "lora", "full"])
+def test_a_tuned_guard_finds_what_was_planted(tune: str, tmp_path: Path, tiny_encoder: Path) -> None:
+    train(
+        tmp_path,
+        planted(120, 0),
+        tiny_encoder,
+        tune=tune,
+        top_layers=1,
+        hidden=64,
+        dropout=0.1,
+        optim={"lr": 3e-3, "epochs": 12},
+    )
+    rows = planted(60, 1)
+    verdicts = load_guard(tmp_path / "guard", "cpu")(rows)
+    assert share([v.is_safe == row.is_safe for v, row in zip(verdicts, rows, strict=True)]) >= 0.9
+
+
+@pytest.mark.parametrize("tune", ["frozen", "top", "lora", "full"])
+def test_every_way_of_tuning_goes_with_every_option(tune: str, tmp_path: Path, tiny_llama: Path) -> None:
+    options = {"rank_weight": 0.5, "rank_margin": 1.0, "balance": 0.5, "doubt_weight": 0.5, "top_layers": 1}
+    optim = {"bf16": True, "log_every": 1}
+    outcome = train(tmp_path, planted(24, 0), tiny_llama, tune=tune, optim=optim, **options)
+    assert outcome.manifest.notes["rows"] > 24
+    lines = (tmp_path / "guard" / "log.jsonl").read_text().splitlines()
+    assert all(0 < json.loads(line)["loss"] < 10 for line in lines)
+    assert len(lines) == 2
+    assert load_guard(tmp_path / "guard", "cpu")(planted(2, 1))[0].severity_probabilities
+
+
+def test_a_learning_rate_fits_what_is_tuned_unless_one_is_given() -> None:
+    place = (Path("x"),)
+    rates = {t: GuardConfig(exchanges=place, tune=t).optim.lr for t in ("frozen", "top", "lora", "full")}
+    assert rates["frozen"] > rates["lora"] > rates["top"] > rates["full"]
+    given = GuardConfig.model_validate({"exchanges": place, "tune": "full", "optim": {"lr": 0.5}})
+    assert (given.optim.lr, given.optim.epochs) == (0.5, 3)
+
+
+def test_so_many_top_layers_that_none_stays_below_are_an_error(tmp_path: Path, tiny_encoder: Path) -> None:
+    with pytest.raises(ModelError, match=r"top_layers: got 2 of a model with 2 layers; expected fewer"):
+        train(tmp_path, planted(8, 0), tiny_encoder, tune="top")
+
+
+LONG = "mix flour water and salt wait until the dough has doubled " * 24
+
+
+def test_it_learns_from_what_stands_late_in_a_long_response(tmp_path: Path, tiny_encoder: Path) -> None:
+    """The sign of harm stands where the first window does not reach; read there alone it is learned."""
+    rng = random.Random(5)
+    words = LONG.split()
+    rows = []
+    for i in range(80):
+        own = [*words]
+        if i % 2:
+            place = rng.randrange(130, 200)
+            own[place:place] = [SEVERE] * 12
+        rows.append(Exchange(id=str(i), prompt="bread", response=" ".join(own), is_safe=not i % 2))
+    optim = {"lr": 3e-3, "epochs": 25, "batch_size": 8}
+    outcome = train(tmp_path, rows, tiny_encoder, hidden=64, dropout=0.0, optim=optim)
+    notes = outcome.manifest.notes
+    assert notes["windows"] >= 3 * notes["rows"]
+    assert notes["truncated"] == 0
+    guard = load_guard(tmp_path / "guard", "cpu")
+    assert share([v.is_safe == r.is_safe for v, r in zip(guard(rows[:20]), rows, strict=False)]) == 1.0
+
+
+def test_flipped_labels_are_counted_and_heard_less(tmp_path: Path, tiny_encoder: Path) -> None:
+    rows = [row.model_copy(update={"prompt": f"bread {i}"}) for i, row in enumerate(planted(160, 3))]
+    wrong = set(range(0, 160, 16))
+    noisy = [
+        row.model_copy(update={"is_safe": not row.is_safe, "severity": None, "categories": None})
+        if i in wrong
+        else row
+        for i, row in enumerate(rows)
+    ]
+    outcome = train(tmp_path, noisy, tiny_encoder, doubt_weight=0.0)
+    found = outcome.manifest.notes["likely_label_errors"]
+    assert len(wrong) / 2 <= found <= 4 * len(wrong)
 
 
 def test_a_threshold_is_a_probability() -> None:

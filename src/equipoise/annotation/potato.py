@@ -18,8 +18,12 @@ from equipoise.config import to_yaml
 from equipoise.data.rows import LineError
 from equipoise.lineage import write_text
 
-CONFIG, ANSWERS = "potato.yaml", "answers"
-"""What lies in the project's folder: Potato's settings, and the folder of what people entered."""
+CONFIG, ANSWERS, LOG = "potato.yaml", "answers", "serve.log"
+"""What lies in the project's folder: Potato's settings, the folder of what people entered, and what the
+server says of itself, in which there are no texts of items."""
+
+OWN = (ANSWERS, LOG, "layouts", "project.sqlite", "project.sqlite-wal", "project.sqlite-shm")
+"""What Potato itself writes there."""
 
 _DATA, _STYLE, _STATE = "potato.jsonl", "potato.css", "user_state.json"
 

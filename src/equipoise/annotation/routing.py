@@ -15,6 +15,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from pydantic import JsonValue
 
 from equipoise.annotation.calibration import Calibration, Calibrator, calibrate, calibration_error, held_out
 from equipoise.annotation.coefficients import Floats, estimates, mean_of, plain
@@ -167,8 +168,8 @@ def curve(probability: Floats, is_right: Floats, clusters: Sequence[str]) -> lis
     return points
 
 
-def audit_sample(records: Sequence[Judged], size: int, *, seed: int = 0) -> list[Judged]:
-    """Draw records at random, in proportion to their strata, and take off everything that tells a label.
+def draw(records: Sequence[Judged], size: int, *, seed: int = 0) -> list[Judged]:
+    """Draw records at random, in proportion to their strata, in a random order.
 
     The strata are source and whether the prompt is known to be harmful; who is drawn depends on the seed
     and the id alone. `provenance["audit"]` holds the stratum and how many records a drawn one stands for.
@@ -179,9 +180,15 @@ def audit_sample(records: Sequence[Judged], size: int, *, seed: int = 0) -> list
         strata.setdefault(f"{record.source}, harmful prompt: {harmful}", []).append(record)
     drawn = []
     for name, count in _shares({name: len(rows) for name, rows in strata.items()}, size).items():
-        rows = sorted(strata[name], key=lambda r: _lot(r.id, seed))[:count]
-        drawn += [_blind(r, {"stratum": name, "weight": len(strata[name]) / count}) for r in rows]
+        note: dict[str, JsonValue] = {"stratum": name, "weight": len(strata[name]) / count}
+        for row in sorted(strata[name], key=lambda r: _lot(r.id, seed))[:count]:
+            drawn.append(row.model_copy(update={"provenance": {**row.provenance, "audit": note}}))
     return sorted(drawn, key=lambda r: _lot(r.id, seed))
+
+
+def audit_sample(records: Sequence[Judged], size: int, *, seed: int = 0) -> list[Judged]:
+    """Draw records as `draw` does and take off everything that tells a label."""
+    return [_blind(record) for record in draw(records, size, seed=seed)]
 
 
 def prioritise(waiting: Mapping[str, Waiting], covered: Mapping[Hashable, int]) -> list[tuple[str, float]]:
@@ -252,9 +259,10 @@ def _lot(id_: str, seed: int) -> bytes:
     return hashlib.sha256(f"{seed}:{id_}".encode()).digest()
 
 
-def _blind(record: Judged, note: dict[str, Any]) -> Judged:
+def _blind(record: Judged) -> Judged:
     """Return a record without labels, nor the columns of its source, which may tell them."""
-    blank: dict[str, Any] = {"label_origin": None, "annotators": (), "provenance": {"audit": note}}
+    provenance = {"audit": record.provenance["audit"]}
+    blank: dict[str, Any] = {"label_origin": None, "annotators": (), "provenance": provenance}
     labels = dict.fromkeys(Labels.model_fields)
     if isinstance(record, Exchange):
         return record.model_copy(update={**blank, **labels, "prompt_is_harmful": None})

@@ -12,14 +12,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from equipoise.annotation.environment import own_environment
-from equipoise.annotation.potato import CONFIG
+from equipoise.annotation.potato import CONFIG, LOG
 from equipoise.annotation.project import read_project
 from equipoise.errors import ConfigError, RunStoppedError
 
 HOST = "127.0.0.1"
-LOG = "serve.log"
-"""What the server says of itself, in the project's folder; it holds no texts of items."""
-
 _SECONDS_TO_START, _SECONDS_TO_STOP = 180.0, 10.0
 
 

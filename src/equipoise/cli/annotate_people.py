@@ -71,7 +71,8 @@ def serve(
     Potato (GPL) is installed into an environment of its own in the cache when it is first needed.
     """
     from equipoise.annotation.environment import install_tool, potato_requirements
-    from equipoise.annotation.serve import LOG, expect_potato, serving
+    from equipoise.annotation.potato import LOG
+    from equipoise.annotation.serve import expect_potato, serving
     from equipoise.models.builtin import cache_folder
 
     expect_potato(folder)  # before half a gigabyte is fetched for it

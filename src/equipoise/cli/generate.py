@@ -24,6 +24,10 @@ def generate(
     greedy_first: Annotated[
         bool, typer.Option("--greedy-first", help="Write a greedy answer before the k samples.")
     ] = False,
+    guard: Annotated[
+        Path | None,
+        typer.Option(help="Folder of a trained guard, which chooses among several tries or refuses."),
+    ] = None,
     config: ConfigOption = None,
     settings: SetOption = None,
     force: ForceFlag = False,
@@ -32,8 +36,8 @@ def generate(
     """Write responses to a file of prompts; the same rows come out, in the same order."""
     from equipoise.config import load_config
     from equipoise.extras import require
-    from equipoise.generation.batch import GENERATE, GenerateConfig
     from equipoise.lineage import produce
+    from equipoise.pipeline.guarded import GENERATE, GuardedGenerateConfig
 
     given = {
         "models": model or None,
@@ -41,16 +45,17 @@ def generate(
         "prompts": prompts and str(prompts),
         "sampling.samples": samples,
         "greedy_first": greedy_first or None,
+        "guard": guard and str(guard),
     }
     flags = [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
-    wanted = load_config(GenerateConfig, config, [*flags, *(settings or [])])
+    wanted = load_config(GuardedGenerateConfig, config, [*flags, *(settings or [])])
     if wanted.endpoint is None:
         require("equipoise generate", "train")
     outcome = produce(out, GENERATE, wanted, force=force)
     notes: dict[str, Any] = outcome.manifest.notes
     done = "was complete already" if outcome.skipped else "written"
     counts = f"{notes['rows']} prompts answered, {notes['errors']} bad lines"
-    text = f"{out}: {done}, {counts}{_missing(notes)}{_took(notes)}"
+    text = f"{out}: {done}, {counts}{_missing(notes)}{_refused(notes)}{_took(notes)}"
     emit({"out": str(out), "skipped": outcome.skipped, **notes}, as_json, text)
     if notes["errors"] or notes["missing"]:
         raise typer.Exit(1)
@@ -58,6 +63,10 @@ def generate(
 
 def _missing(notes: dict[str, Any]) -> str:
     return f", {notes['missing']} answers missing" if notes["missing"] else ""
+
+
+def _refused(notes: dict[str, Any]) -> str:
+    return f", {notes['guard']['refused']} answers refused by the guard" if "guard" in notes else ""
 
 
 def _took(notes: dict[str, Any]) -> str:

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 FileOption = Annotated[Path | None, typer.Option("--file", help="JSON Lines of rows.")]
 OutFile = Annotated[Path | None, typer.Option("--out", help="JSON Lines to write.")]
 GuardOption = Annotated[Path | None, typer.Option("--guard", help="Folder of a trained guard.")]
+PolicyOption = Annotated[
+    str | None, typer.Option("--policy", help="Name of a policy of the guard, or a YAML file of one.")
+]
 
 
 def moderate(
@@ -22,6 +25,7 @@ def moderate(
     text: Annotated[str | None, typer.Argument(help="One text to judge.")] = None,
     response: Annotated[str | None, typer.Option(help="Judge this response to TEXT instead.")] = None,
     guard: GuardOption = None,
+    policy: PolicyOption = None,
     file: FileOption = None,
     out: OutFile = None,
     set_: SetOption = None,
@@ -34,7 +38,7 @@ def moderate(
     """
     require("equipoise moderate", "train")
     from equipoise.models.features import TextPair
-    from equipoise.moderation.batch import MODERATE, judge_texts
+    from equipoise.moderation.batch import MODERATE, judge_texts, policy_of
     from equipoise.moderation.guard import load_guard
 
     if guard is None:
@@ -46,10 +50,11 @@ def moderate(
             raise ConfigError("moderate: got a text and --file, --out or --set; expected one or the other")
         if not text.strip():
             raise ConfigError("moderate: the text is empty")
-        found = judge_texts(load_guard(guard), [TextPair(text, response)])[0]
+        loaded = load_guard(guard)
+        found = judge_texts(loaded, [TextPair(text, response)], policy_of(loaded, policy))[0]
         emit(found, as_json, _verdict_text(found))
         return
-    given = {"guard": guard, "file": file}
+    given = {"guard": guard, "file": file, "policy": policy}
     _batch(MODERATE, given, out=out, overrides=set_, force=force, as_json=as_json)
 
 
@@ -112,6 +117,8 @@ def _verdict_text(found: dict[str, Any]) -> str:
     word = "safe" if found["is_safe"] else f"unsafe, severity {found['severity']}"
     lines = [f"{found['target']}: {word} (P(unsafe) {found['unsafe_probability']:.3f})"]
     lines += [f"  {name} {found['category_probabilities'][name]:.3f}" for name in found["harm_categories"]]
+    if found.get("review"):
+        lines.append("  the policy is not sure: a person should look")
     if found["truncated"]:
         lines.append("  the text was too long and was judged in part")
     return "\n".join(lines)

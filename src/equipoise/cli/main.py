@@ -11,6 +11,7 @@ from equipoise.cli import (  # noqa: F401  the people and stats modules register
     annotate,
     annotate_people,
     annotate_stats,
+    calibrate,
     curate,
     data,
     evaluate,
@@ -21,6 +22,7 @@ from equipoise.cli import (  # noqa: F401  the people and stats modules register
     prompts,
     responses,
     run,
+    serve,
     train,
 )
 from equipoise.cli.usage import UsageError, explain, is_help
@@ -43,9 +45,11 @@ app.add_typer(responses.app, name="responses")
 app.add_typer(curate.app, name="curate")
 app.add_typer(annotate.app, name="annotate")
 app.add_typer(train.app, name="train")
+app.command()(calibrate.calibrate)
 app.command()(judge.moderate)
 app.command()(judge.score)
 app.command()(judge.refusals)
+app.command()(serve.serve)
 app.command()(evaluate.evaluate)
 app.command()(evaluate.compare)
 app.command()(evaluate.report)

@@ -37,6 +37,22 @@ _ENDINGS: tuple[str, ...] = ("ing", "ed", "ly", "tion", "ions", "ers", "er", "es
 _ENDINGS += ("ive", "ity", "ment", "ies", "ent", "able", "ful", "y")
 
 
+class Remembering:
+    """A likelihood that reads a text once, although a filter and a ranking ask for it."""
+
+    def __init__(self, likelihood: Likelihood) -> None:
+        """Wrap `likelihood`; what it said is kept as long as this lives."""
+        self._likelihood = likelihood
+        self._known: dict[str, float] = {}
+
+    def __call__(self, texts: Sequence[str]) -> list[float]:
+        """Mean log-likelihood per token, in nats, of each text."""
+        fresh = [text for text in dict.fromkeys(texts) if text not in self._known]
+        if fresh:
+            self._known |= zip(fresh, self._likelihood(fresh), strict=True)
+        return [self._known[text] for text in texts]
+
+
 @dataclass(frozen=True)
 class Improbable:
     """A text that a language model finds too unlikely; texts of few words pass."""

@@ -16,7 +16,7 @@ from equipoise.data.io import Placed, write_records
 from equipoise.data.steps import FilesConfig, read_files
 from equipoise.engines import Engine
 from equipoise.errors import DataError
-from equipoise.lineage import Run, Step, hash_file, replacing
+from equipoise.lineage import Run, Step, replacing
 from equipoise.records import Prompt
 
 TextField = Literal["prompt", "response", "both"]
@@ -93,6 +93,7 @@ def _dedup(config: DedupConfig, run: Run) -> None:
                 yield placed.record
 
     run.notes["records"] = write_records(run.out, kept())
+    run.side_files.append(dropped_path(run.out))
     with replacing(dropped_path(run.out)) as part, part.open("w", encoding="utf-8") as lines:
         for copy in found.copies:
             lines.write(json.dumps(_line(copy, names), ensure_ascii=False) + "\n")
@@ -106,7 +107,6 @@ def _dedup(config: DedupConfig, run: Run) -> None:
         "passed_over": found.passed_over,
         "bands": sketcher.bands,
         "rows_per_band": sketcher.rows,
-        "dropped_sha256": hash_file(dropped_path(run.out)),
     }
 
 

@@ -18,8 +18,9 @@ from equipoise.data.splits import normalise_prompt
 from equipoise.errors import DataError
 from equipoise.evaluation.baseline import safer_scores, unsafe_scores
 from equipoise.evaluation.files import plain, write_json
+from equipoise.evaluation.guard_quality import TITLES, Quality, measure_quality
 from equipoise.lineage import Run, Step, write_text
-from equipoise.protocols import Judge
+from equipoise.protocols import RefusalVerdict, Verdict
 from equipoise.records import Exchange, Pair, text_of
 from equipoise.stats import Estimate, auroc, bootstrap, bootstrap_mean, f1, paired_difference
 
@@ -73,15 +74,16 @@ class Detection(NamedTuple):
     ordering: Ordering | None
     reward_ordering: Estimate | None
     """Share of pairs whose better answer gets the higher reward."""
+    quality: Quality = Quality()
+    """Of the guard, on the rows that carry the labels for it."""
 
 
 def measure_guard(
-    judge: Judge, train: Sequence[Exchange], test: Sequence[Exchange], *, draws: int
+    verdicts: Sequence[Verdict], train: Sequence[Exchange], test: Sequence[Exchange], *, draws: int
 ) -> Separation:
-    """Judge held-out responses, beside the baseline that learned from the same training rows."""
+    """Measure verdicts on held-out responses, beside the baseline that learned from the training rows."""
     unsafe = np.array([not e.is_safe for e in test])
     prompts = [normalise_prompt(text_of(e.prompt)) for e in test]
-    verdicts = judge(test)
     ours = np.array([v.unsafe_probability for v in verdicts])
     flagged = np.array([not v.is_safe for v in verdicts])
     theirs = unsafe_scores(train, test)
@@ -127,23 +129,37 @@ def _right(gap: Floats, second_is_preferred: NDArray[np.bool_]) -> Floats:
 
 def detect(config: DetectionConfig, run: Run) -> None:
     """Measure, and write `detection.json`, `detection.md` and `card.md`."""
-    from equipoise.moderation.guard import load_guard
-
     train = read_exchanges(config.train_exchanges, config.train_pairs)
     test = read_exchanges(config.test_exchanges, config.test_pairs)
     rewards = read_exchanges((), config.test_rewards)
     _apart(train, test + rewards)
     run.licences |= {e.licence for e in test + rewards}
-    train, test = _labelled(train), _labelled(test)
-    if not train or not test:
+    train = [e for e in train if e.is_safe is not None]
+    known = [i for i, e in enumerate(test) if e.is_safe is not None]
+    if not train or not known:
         raise DataError("no labelled rows to train the baseline on, or none to test; expected is_safe")
-    guard = measure_guard(load_guard(config.guard), train, test, draws=config.draws)
+    verdicts, refusals = _read(config.guard, test)
+    guard = measure_guard([verdicts[i] for i in known], train, [test[i] for i in known], draws=config.draws)
     ordering, reward = _measure_scorer(config) if config.scorer is not None else (None, None)
-    result = Detection(guard, ordering, reward)
+    quality = measure_quality(test, verdicts, refusals, draws=config.draws)
+    result = Detection(guard, ordering, reward, quality)
     write_json(run.out / "detection.json", plain(result))
     write_text(run.out / "detection.md", detection_text(result))
-    run.notes |= {"train": len(train), "test": len(test)}
+    run.notes |= {"train": len(train), "test": len(known)}
     write_text(run.card, detection_card(config, run, result))
+
+
+def _read(folder: Path, rows: Sequence[Exchange]) -> tuple[list[Verdict], list[RefusalVerdict] | None]:
+    """Judge rows in one pass; no refusals of a guard that knows of none."""
+    from equipoise.models.windows import TextPair
+    from equipoise.moderation.guard import load_guard
+
+    guard = load_guard(folder)
+    reading = guard.read([TextPair(text_of(row.prompt), row.response) for row in rows])
+    verdicts = [reading.verdict(i) for i in range(len(rows))]
+    if not guard.card.knows_refusals:
+        return verdicts, None
+    return verdicts, [reading.refusal_verdict(i) for i in range(len(rows))]
 
 
 def _measure_scorer(config: DetectionConfig) -> tuple[Ordering | None, Estimate | None]:
@@ -180,6 +196,8 @@ def detection_text(found: Detection) -> str:
         rows.append((name, ordering.accuracy, ordering.baseline_accuracy, ordering.gain))
     if found.reward_ordering is not None:
         rows.append(("better answer of a pair, accuracy", found.reward_ordering, None, None))
+    named = zip(found.quality._fields, found.quality, strict=True)
+    rows += [(TITLES[name], value, None, None) for name, value in named if value is not None]
     lines = ["| on held-out rows | equipoise | TF-IDF | difference | n |", "|---|---|---|---|---|"]
     for name, ours, theirs, gain in rows:
         lines.append(f"| {name} | {ours} | {theirs or ''} | {gain or ''} | {ours.n} |")
@@ -201,10 +219,6 @@ def detection_card(config: DetectionConfig, run: Run, found: Detection) -> str:
     return "\n".join(lines)
 
 
-def _labelled(exchanges: Sequence[Exchange]) -> list[Exchange]:
-    return [e for e in exchanges if e.is_safe is not None]
-
-
 def _pairs(paths: Sequence[Path]) -> list[Pair]:
     return [pair for path in paths for pair in read_records(path, Pair)]
 
@@ -219,4 +233,4 @@ def _apart(train: Sequence[Exchange], test: Sequence[Exchange]) -> None:
         )
 
 
-DETECTION = Step("evaluate.detection", 2, detect, config=DetectionConfig)
+DETECTION = Step("evaluate.detection", 3, detect, config=DetectionConfig)

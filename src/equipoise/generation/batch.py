@@ -6,7 +6,8 @@ their answers are joined row by row.
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -16,7 +17,7 @@ from equipoise.batch import Row, conversation, run_batch, writing
 from equipoise.config import Config, InputPath, ModelRef
 from equipoise.generation.client import EndpointConfig, read_key
 from equipoise.generation.replies import Answer
-from equipoise.generation.sources import Asked, Device, DType, Responder
+from equipoise.generation.sources import Asked, Device, Draw, DType, Responder
 from equipoise.generation.usage import Usage
 from equipoise.lineage import Run, Step, replacing
 from equipoise.protocols import Sampling
@@ -74,8 +75,10 @@ class GenerateConfig(Config):
             raise ValueError("greedy_first: the sample is greedy too; expected sampling.temperature above 0")
         return self
 
-    def responder(self, model: str, journal: Path | None = None) -> Responder:
-        """Return the operator that answers prompts by one of the models."""
+    def responder(
+        self, model: str, journal: Path | None = None, choose: Callable[[Draw], Draw] | None = None
+    ) -> Responder:
+        """Return the operator that answers prompts by one of the models; `choose` as in `Responder`."""
         return Responder(
             model=model,
             sampling=self.sampling.plain(),
@@ -85,18 +88,23 @@ class GenerateConfig(Config):
             dtype=self.dtype,
             device=self.device,
             journal=journal,
+            choose=choose,
         )
 
 
-def generate(config: GenerateConfig, run: Run) -> None:
-    """Write the responses; the notes of the manifest count rows, bad lines, missing answers and tokens."""
+def generate(config: GenerateConfig, run: Run, choose: Callable[[Draw], Draw] | None = None) -> None:
+    """Write the responses; the notes of the manifest count rows, bad lines, missing answers and tokens.
+
+    `choose` stands between each model and its answers, as in `Responder`.
+    """
     if config.endpoint is not None:
         read_key(config.endpoint)
     parts = []
     for number, model in enumerate(config.models):
         parts.append(run.scratch / f"answers-{number}.jsonl")
         if not parts[-1].exists():
-            _answer_all(config, config.responder(model, run.scratch / "journal.jsonl"), parts[-1])
+            responder = config.responder(model, run.scratch / "journal.jsonl", choose)
+            _answer_all(config, responder, parts[-1])
     run.notes |= _join(parts, config, run.out)
 
 
@@ -132,6 +140,7 @@ def _join(parts: Sequence[Path], config: GenerateConfig, out: Path) -> dict[str,
     """
     each = config.sampling.samples + config.greedy_first
     usage = dict.fromkeys(config.models, Usage())
+    outcomes: Counter[str] = Counter()
     rows = errors = missing = 0
     with replacing(out) as fresh, writing(fresh) as target:
         for versions in zip(*map(_rows, parts), strict=True):
@@ -145,9 +154,11 @@ def _join(parts: Sequence[Path], config: GenerateConfig, out: Path) -> dict[str,
                 for answer, place in _placed(row, number * each):
                     if answer.error is None:
                         fields = {key: value for key, value in row.items() if key != _ANSWERS}
-                        target.write(
-                            _line({**fields, "response": answer.text, "model": model, "sample": place})
-                        )
+                        fields |= {"response": answer.text, "model": model, "sample": place}
+                        if answer.guard is not None:
+                            fields["guard"] = answer.guard
+                            outcomes[answer.guard["outcome"]] += 1
+                        target.write(_line(fields))
                         usage[model] = usage[model].plus(answer.prompt_tokens, answer.completion_tokens)
                     else:
                         missing += _ANSWERS in row
@@ -155,6 +166,8 @@ def _join(parts: Sequence[Path], config: GenerateConfig, out: Path) -> dict[str,
                             _line({"id": row["id"], "sample": place, "model": model, "error": answer.error})
                         )
     counts: dict[str, Any] = {"rows": rows, "errors": errors, "missing": missing}
+    if outcomes:
+        counts["guard"] = {name: outcomes[name] for name in ("accepted", "refused")}
     if config.endpoint is not None:
         price = config.endpoint.price_of
         counts["usage"] = {model: usage[model].note(price(model)) for model in config.models}

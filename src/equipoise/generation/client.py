@@ -7,7 +7,8 @@ not into a config, a manifest or a message.
 import asyncio
 import os
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import AsyncExitStack, contextmanager
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from ipaddress import ip_address
@@ -155,15 +156,7 @@ class Client:
         Raises:
             FailedError: there is no reply, or none that can be read.
         """
-        try:
-            return await self._post(body)
-        except FailedError as failed:
-            if self._key:
-                failed.reason = failed.reason.replace(self._key, "***")
-            raise
-
-    async def _post(self, body: dict[str, Any]) -> Reply:
-        try:
+        with self._failures():
             async with (
                 asyncio.timeout(self._seconds),
                 self._http.stream("POST", self._url, json=body) as response,
@@ -172,12 +165,44 @@ class Client:
                     raise _refusal(response, await response.aread())
                 if response.headers.get("content-type", "").startswith("text/event-stream"):
                     return await assemble(_data(response))
-                raw = await response.aread()
+                return parse_reply(await response.aread())
+
+    async def stream(self, body: dict[str, Any]) -> AsyncGenerator[str, None]:
+        """Send one request and yield the data of its events as they come; the body must ask for a stream.
+
+        Raises:
+            FailedError: there is no stream, or it breaks; one that merely ends too soon is for the reader
+                of the data to notice.
+        """
+        deadline = asyncio.get_running_loop().time() + self._seconds
+        with self._failures():
+            async with AsyncExitStack() as stack:
+                async with asyncio.timeout_at(deadline):
+                    opened = self._http.stream("POST", self._url, json=body)
+                    response = await stack.enter_async_context(opened)
+                    if not response.is_success:
+                        raise _refusal(response, await response.aread())
+                events = _data(response)
+                while True:
+                    async with asyncio.timeout_at(deadline):  # never across a yield
+                        data = await anext(events, None)
+                    if data is None:
+                        return
+                    yield data
+
+    @contextmanager
+    def _failures(self) -> Iterator[None]:
+        """Make a FailedError of what goes wrong on the way; the key is in none."""
+        try:
+            yield
         except TimeoutError as exc:
             raise FailedError(f"no reply within {self._seconds:g} s") from exc
         except (httpx2.RequestError, httpx2.SSEError) as exc:
             raise FailedError(f"no reply ({type(exc).__name__})") from exc
-        return parse_reply(raw)
+        except FailedError as failed:
+            if self._key:
+                failed.reason = failed.reason.replace(self._key, "***")
+            raise
 
 
 def _refusal(response: httpx2.Response, raw: bytes) -> FailedError:

@@ -20,6 +20,8 @@ class Answer(NamedTuple):
     completion_tokens: int | None = None
     first_token: tuple[tuple[str, float], ...] = ()
     """The likeliest first tokens with their log-probabilities in nats, where these were asked for."""
+    guard: dict[str, Any] | None = None
+    """What a guard that chose this answer found."""
 
 
 class FailedError(Exception):

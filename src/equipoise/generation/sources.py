@@ -3,7 +3,7 @@
 Nothing here loads torch before a local model is asked for.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -34,6 +34,10 @@ class Asked(NamedTuple):
     messages: Messages
 
 
+Draw = Callable[[Sequence[Asked], Sampling], list[list[Answer]]]
+"""Gives `sampling.samples` answers per prompt, in order."""
+
+
 @dataclass(frozen=True)
 class Responder:
     """Answer prompts by one model: an operator over records, which can be sent to another process.
@@ -51,6 +55,8 @@ class Responder:
     dtype: DType = "auto"
     device: Device = "auto"
     journal: Path | None = None
+    choose: Callable[[Draw], Draw] | None = None
+    """What stands between the model and its answers, for example a guard that takes one of several draws."""
 
     @property
     def answers_per_prompt(self) -> int:
@@ -65,17 +71,18 @@ class Responder:
 
     def __call__(self, prompts: Sequence[Asked]) -> list[list[Answer]]:
         """Return `answers_per_prompt` answers per prompt, in order; the greedy one first."""
+        draw = self._draw if self.choose is None else self.choose(self._draw)
         if not self.greedy_first:
-            return self._answers(prompts, self.sampling)
-        greedy = self._answers(prompts, self.sampling._replace(temperature=0.0, top_p=1.0, samples=1))
-        return [a + b for a, b in zip(greedy, self._answers(prompts, self.sampling), strict=True)]
+            return draw(prompts, self.sampling)
+        greedy = draw(prompts, self.sampling._replace(temperature=0.0, top_p=1.0, samples=1))
+        return [a + b for a, b in zip(greedy, draw(prompts, self.sampling), strict=True)]
 
     def check(self, prompt: Asked) -> None:
         """Refuse a prompt that a local model cannot take, with DataError; a server says so itself."""
         if self.endpoint is None:
             self._local.encode(prompt.messages, self.sampling)
 
-    def _answers(self, prompts: Sequence[Asked], sampling: Sampling) -> list[list[Answer]]:
+    def _draw(self, prompts: Sequence[Asked], sampling: Sampling) -> list[list[Answer]]:
         messages, ids = [p.messages for p in prompts], [p.id for p in prompts]
         if self.endpoint is not None:
             return self._remote.answers(messages, sampling, ids)

@@ -107,6 +107,11 @@ def load_encoder(
     return found
 
 
+def load_tokenizer(ref: str | Path) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model alone, as it comes with the model."""
+    return _load_tokenizer(ref, resolve(ref))
+
+
 def add_lora(
     model: PreTrainedModel,
     *,
@@ -176,15 +181,21 @@ def _load(
     return Backbone(model.to(where).eval(), tokenizer, str(ref))
 
 
-def _keep_first(model: Any, depth: int, ref: str) -> None:
-    """Cut the layers above `depth` off."""
+def layer_stack(model: Any) -> nn.ModuleList | None:
+    """Return the list of a model's layers, lowest first; None where they are no one list."""
     has = model.config.num_hidden_layers
     stacks = [part for part in model.modules() if isinstance(part, nn.ModuleList) and len(part) == has]
-    if len(stacks) != 1:
+    return stacks[0] if len(stacks) == 1 else None
+
+
+def _keep_first(model: Any, depth: int, ref: str) -> None:
+    """Cut the layers above `depth` off."""
+    stack = layer_stack(model)
+    if stack is None:
         raise ModelError(f"{ref}: depth: got {depth}, but its layers are no one list; expected none")
-    if not 1 <= depth <= has:
-        raise ModelError(f"{ref}: depth: got {depth}; expected 1 to {has}")
-    del stacks[0][depth:]
+    if not 1 <= depth <= len(stack):
+        raise ModelError(f"{ref}: depth: got {depth}; expected 1 to {len(stack)}")
+    del stack[depth:]
     model.config.num_hidden_layers = depth
     if getattr(model.config, "layer_types", None):
         model.config.layer_types = model.config.layer_types[:depth]

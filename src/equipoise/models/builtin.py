@@ -122,7 +122,7 @@ def install(name: str, cache: Path | None = None) -> Path:
     require(f"model '{name}'", "train")
     folder = _folder(name, cache)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _only_one(folder.parent):
+    with only_one(folder.parent):
         for left in folder.parent.glob(".installing-*"):
             shutil.rmtree(left)
         if (folder / _SOURCE).is_file():
@@ -154,8 +154,8 @@ def _folder(name: str, cache: Path | None) -> Path:
 
 
 @contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
-    """Let one process at a time install; the system frees the lock of a killed one."""
+def only_one(folder: Path) -> Iterator[None]:
+    """Let one process at a time work in a folder; the system frees the lock of a killed one."""
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

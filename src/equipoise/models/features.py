@@ -4,108 +4,45 @@ Prompt and response are pooled apart, so that a head can weigh a harmless answer
 question, and from layers of every depth, because the last one has forgotten much: an encoder's is tuned
 for similarity of topic, a language model's for the next word.
 
-An encoder reads a tokenizer pair. A language model, which has no such thing, reads the two as question
-and answer.
-
 Shapes: B batch, T tokens, H width of the model, L pooled layers, F = 2 * L * H features.
 """
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from equipoise.errors import ModelError
+from equipoise.models.windows import (
+    MAX_PROMPT_TOKENS,
+    MAX_TOKENS,
+    PROMPT,
+    RESPONSE,
+    PairBatch,
+    PairIds,
+    TextPair,
+    encode_pair,
+    pad_pairs,
+)
 from equipoise.progress import bar
 
-MAX_PROMPT_TOKENS = 96
-MAX_TOKENS = 256
+__all__ = [
+    "MAX_PROMPT_TOKENS",
+    "MAX_TOKENS",
+    "PROMPT",
+    "RESPONSE",
+    "PairBatch",
+    "PairIds",
+    "PooledFeatures",
+    "TextPair",
+    "embed",
+    "encode_pair",
+    "length_batches",
+    "pad_pairs",
+    "pool_parts",
+]
 
-PROMPT, RESPONSE = 1, 2
-
-
-class TextPair(NamedTuple):
-    """A prompt, and a response in its context; `response` None judges the prompt by itself."""
-
-    prompt: str
-    response: str | None
-
-
-class PairIds(NamedTuple):
-    """Token ids of one pair, and for each token whether it is prompt, response or neither (0)."""
-
-    ids: list[int]
-    parts: list[int]
-    truncated: bool
-
-
-class PairBatch(NamedTuple):
-    """Padded pairs, each [B, T]; a position past the end has mask 0."""
-
-    ids: Tensor
-    mask: Tensor
-    parts: Tensor
-
-    def to(self, device: torch.device) -> "PairBatch":
-        """Return the batch on another device."""
-        return PairBatch(*(tensor.to(device) for tensor in self))
-
-
-def encode_pair(tokenizer: Any, pair: TextPair) -> PairIds:
-    """Tokenize one pair; a long prompt keeps its head and its tail, a long response its head."""
-    frame = _frame(tokenizer)
-    limit = min(MAX_TOKENS, tokenizer.model_max_length)
-    room = limit - len(frame.before) - len(frame.between)
-    most = room if pair.response is None else MAX_PROMPT_TOKENS * limit // MAX_TOKENS
-    prompt = _ids(tokenizer, frame.space + pair.prompt)
-    truncated = len(prompt) > most
-    if truncated:
-        half = most // 2
-        prompt = prompt[:half] + prompt[-half:]
-    head = [*frame.before, *prompt]
-    parts = [0] * len(frame.before) + [PROMPT] * len(prompt)
-    if pair.response is None:
-        return PairIds(head + frame.after, parts + [0] * len(frame.after), truncated)
-    response = _ids(tokenizer, frame.space + pair.response)
-    kept = response[: room - len(prompt) - len(frame.after)]
-    ids = [*head, *frame.between, *kept, *frame.after]
-    parts += [0] * len(frame.between) + [RESPONSE] * len(kept) + [0] * len(frame.after)
-    return PairIds(ids, parts, truncated or len(kept) < len(response))
-
-
-class _Frame(NamedTuple):
-    """What stands around the two texts, as token ids; `space` comes before each text."""
-
-    before: list[int]
-    between: list[int]
-    after: list[int]
-    space: str
-
-
-def _frame(tokenizer: Any) -> _Frame:
-    start, end = tokenizer.cls_token_id, tokenizer.sep_token_id
-    if start is not None and end is not None:
-        return _Frame([start], [end], [end], "")
-    first = [token for token in tokenizer("")["input_ids"] if token == tokenizer.bos_token_id]
-    return _Frame([*first, *_ids(tokenizer, "Question:")], _ids(tokenizer, "\nAnswer:"), [], " ")
-
-
-def _ids(tokenizer: Any, text: str) -> list[int]:
-    found: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    return found
-
-
-def pad_pairs(pairs: Sequence[PairIds]) -> PairBatch:
-    """Stack pairs of different length; masks come from lengths."""
-    longest = max(len(pair.ids) for pair in pairs)
-    ids, mask, parts = (torch.zeros(len(pairs), longest, dtype=torch.long) for _ in range(3))
-    for row, pair in enumerate(pairs):
-        n = len(pair.ids)
-        ids[row, :n] = torch.tensor(pair.ids)
-        parts[row, :n] = torch.tensor(pair.parts)
-        mask[row, :n] = 1
-    return PairBatch(ids, mask, parts)
+TOKENS_PER_BATCH = 8192
 
 
 class PooledFeatures(nn.Module):
@@ -130,6 +67,11 @@ class PooledFeatures(nn.Module):
 
         Where there is no response its half is zero.
         """
+        states = self.states(batch)
+        return pool_parts([states[layer] for layer in self.layers], batch.parts).flatten(1)
+
+    def states(self, batch: PairBatch) -> Sequence[Tensor]:
+        """What goes into the first layer, then what comes out of each, [B, T, H] each."""
         segments = (batch.parts == RESPONSE).long() if self._takes_segments else None
         out = self.encoder(
             input_ids=batch.ids,
@@ -137,17 +79,23 @@ class PooledFeatures(nn.Module):
             output_hidden_states=True,
             **({"token_type_ids": segments} if segments is not None else {}),
         )
-        states = torch.stack([out.hidden_states[layer] for layer in self.layers])  # [L, B, T, H]
-        pooled = []
-        for part in (PROMPT, RESPONSE):
-            weight = (batch.parts == part).to(states.dtype)  # [B, T]
-            total = weight.sum(-1).clamp(min=1.0)[None, :, None]
-            pooled.append(torch.einsum("lbth,bt->lbh", states, weight) / total)  # [L, B, H]
-        return torch.cat(pooled).transpose(0, 1).flatten(1)  # [B, F]
+        found: Sequence[Tensor] = out.hidden_states
+        return found
 
     @property
     def _takes_segments(self) -> bool:
         return getattr(self.encoder.config, "type_vocab_size", 0) > 1
+
+
+def pool_parts(states: Iterable[Tensor], parts: Tensor) -> Tensor:
+    """Mean over the tokens of the prompt, and over those of the response, of L layers.
+
+    [B, T, H] of each layer and [B, T] -> [B, 2 * L, H]. Where a part has no tokens its mean is zero.
+    """
+    member = torch.stack([parts == PROMPT, parts == RESPONSE], dim=1)  # [B, 2, T]
+    count = member.sum(-1, keepdim=True).clamp(min=1)
+    means = [member.to(state.dtype) @ state / count for state in states]  # a product each: nothing is copied
+    return torch.stack(means, dim=2).flatten(1, 2)
 
 
 @torch.no_grad()
@@ -155,26 +103,28 @@ def embed(
     model: PooledFeatures,
     pairs: Sequence[PairIds],
     *,
-    tokens_per_batch: int = 8192,
+    tokens_per_batch: int = TOKENS_PER_BATCH,
     label: str = "embedding",
 ) -> Tensor:
     """Features of many pairs, [N, F] in fp32 on the CPU; batches hold pairs of like length."""
     device = next(model.parameters()).device
-    order = sorted(range(len(pairs)), key=lambda i: len(pairs[i].ids))
     out = torch.zeros(len(pairs), model.width)
     model.eval()
-    done = 0
     with bar(label, len(pairs)) as advance:
-        while done < len(order):
-            size = max(1, tokens_per_batch // MAX_TOKENS)
-            while (
-                done + size < len(order)
-                and (size + 1) * len(pairs[order[done + size]].ids) <= tokens_per_batch
-            ):
-                size += 1
-            rows = order[done : done + size]
+        for rows in length_batches([len(pair.ids) for pair in pairs], tokens_per_batch):
             out[rows] = model(pad_pairs([pairs[i] for i in rows]).to(device)).float().cpu()
-            done += len(rows)
             for _ in rows:
                 advance()
     return out
+
+
+def length_batches(lengths: Sequence[int], tokens: int = TOKENS_PER_BATCH) -> Iterator[list[int]]:
+    """Indices of rows in batches of like length, shortest first; a padded batch has at most `tokens`."""
+    batch: list[int] = []
+    for row in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batch and (len(batch) + 1) * lengths[row] > tokens:
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch

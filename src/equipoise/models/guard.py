@@ -1,12 +1,14 @@
 """The guard model: an encoder's features, and heads for severity, categories and refusal."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from equipoise.models.backbone import Backbone, load_encoder, quiet
+from equipoise.errors import ModelError
+from equipoise.models.backbone import Backbone, add_lora, layer_stack, load_encoder, pick_dtype, quiet
 from equipoise.models.checkpoints import (
     load_card,
     load_into,
@@ -14,9 +16,11 @@ from equipoise.models.checkpoints import (
     require_all,
     save_card,
     save_tensors,
+    trainable,
 )
-from equipoise.models.features import PairBatch, PooledFeatures
+from equipoise.models.features import PooledFeatures
 from equipoise.models.heads import GuardHeads, GuardLogits
+from equipoise.models.windows import MAX_WINDOWS, PairBatch
 from equipoise.taxonomy import Taxonomy
 
 Target = Literal["prompt", "response"]
@@ -42,12 +46,29 @@ class GuardCard(BaseModel):
     depth: int | None = None
     hidden: int = Field(ge=1)
     dropout: float = 0.0
+    top_layers: int = Field(default=0, ge=0)
+    """Highest layers that were tuned; they lie with the heads."""
+    lora_rank: int = Field(default=0, ge=0)
+    """Rank of the adapters of all linear layers; they lie with the heads and are merged at load."""
+    max_windows: int = Field(default=MAX_WINDOWS, ge=1)
+    """Windows of a long response that are read; see `models.windows`."""
     targets: tuple[Target, ...]
     """What it was trained to judge."""
     knows_refusals: bool
     unsafe_threshold: float = Field(default=0.5, ge=0, le=1)
     category_threshold: float = Field(default=0.5, ge=0, le=1)
     refusal_threshold: float = Field(default=0.5, ge=0, le=1)
+
+
+class GuardReader(Protocol):
+    """Whatever turns padded token ids into a guard's logits: the model below, or an exported one."""
+
+    card: GuardCard
+    tokenizer: Any
+
+    def __call__(self, batch: PairBatch, /) -> GuardLogits:
+        """Logits of padded pairs, on any device."""
+        ...
 
 
 class GuardModel(nn.Module):
@@ -66,32 +87,84 @@ class GuardModel(nn.Module):
             thresholds=len(card.taxonomy.severities) - 1,
             dropout=card.dropout,
         )
+        self.eval()  # a trainer says train() itself
 
     def forward(self, inputs: PairBatch | Tensor) -> GuardLogits:
         """Logits for padded pairs, or for features [B, F] that were computed before."""
-        features = inputs if isinstance(inputs, Tensor) else self.trunk(inputs)
+        features = inputs if isinstance(inputs, Tensor) else self.trunk(inputs.to(self._device))
         logits: GuardLogits = self.heads(features.float())
         return logits
 
+    @property
+    def _device(self) -> torch.device:
+        return next(self.trunk.parameters()).device
+
     def save(self, folder: Path) -> None:
         """Write what was trained, and the card; a tuned encoder serves as a backbone elsewhere too."""
-        tuned = any(parameter.requires_grad for parameter in self.trunk.parameters())
-        if tuned:
+        beside = tuned_names(self.trunk, self.card)
+        trained = trainable(self.trunk)
+        whole = bool(trained) and not beside
+        if whole:
             encoder: Any = self.trunk.encoder
             with quiet():
                 encoder.save_pretrained(folder / ENCODER)
             self.tokenizer.save_pretrained(folder / ENCODER)
-        save_tensors(folder / "weights.safetensors", self.heads.state_dict())
-        save_card(folder, self.card.model_copy(update={"own_encoder": tuned}))
+        tuned = {_TRUNK + name: trained[name] for name in beside}
+        save_tensors(folder / "weights.safetensors", self.heads.state_dict() | tuned)
+        save_card(folder, self.card.model_copy(update={"own_encoder": whole}))
+
+
+_TRUNK = "trunk."
+"""Before the name of a tensor that is not of the heads."""
+
+
+def adapt(encoder: Any, rank: int) -> Any:
+    """Put fresh adapters into an encoder, in place; return what merges them again."""
+    return add_lora(encoder, rank=rank, alpha=2.0 * rank)
+
+
+def tuned_names(trunk: PooledFeatures, card: GuardCard) -> list[str]:
+    """Names of the trunk's tensors that are tuned and lie with the heads: top layers, or adapters.
+
+    Raises:
+        ModelError: So many layers that nothing stays below, or layers that are no one list.
+    """
+    if card.lora_rank:
+        return [name for name, _ in trunk.named_parameters() if ".lora_" in name]
+    if not card.top_layers:
+        return []
+    stack = layer_stack(trunk.encoder)
+    if stack is None or card.top_layers >= len(stack):
+        has = "no one list of layers" if stack is None else f"{len(stack)} layers"
+        raise ModelError(
+            f"top_layers: got {card.top_layers} of a model with {has}; expected fewer, or tune: full"
+        )
+    own = {id(parameter) for layer in stack[-card.top_layers :] for parameter in layer.parameters()}
+    return [name for name, parameter in trunk.named_parameters() if id(parameter) in own]
 
 
 def load_guard_model(folder: Path, device: str = "auto") -> GuardModel:
     """Load a guard that `train guard` wrote; anything else raises ModelError."""
     card = load_card(folder, GuardCard)
-    backbone = folder / ENCODER if card.own_encoder else card.backbone
-    model = GuardModel(card, load_encoder(backbone, device=device, depth=card.depth))
+    source = folder / ENCODER if card.own_encoder else card.backbone
+    dtype = "float32" if card.lora_rank else "auto"  # a small change is lost where few bits are added to
+    backbone = load_encoder(source, dtype=dtype, device=device, depth=card.depth)
+    adapted = adapt(backbone.model, card.lora_rank) if card.lora_rank else None
+    model = GuardModel(card, backbone)
     weights = folder / "weights.safetensors"
     tensors = load_tensors(weights)
-    load_into(model.heads, tensors, str(weights))
-    require_all(tensors, model.heads.state_dict(), str(weights))
-    return model.to(next(model.trunk.parameters()).device).eval()
+    heads = {name: tensor for name, tensor in tensors.items() if not name.startswith(_TRUNK)}
+    tuned = {name.removeprefix(_TRUNK): tensors[name] for name in tensors.keys() - heads.keys()}
+    for part, given, names in (
+        (model.heads, heads, model.heads.state_dict()),
+        (model.trunk, tuned, tuned_names(model.trunk, card)),
+    ):
+        load_into(part, given, str(weights))
+        require_all(given, names, str(weights))
+        if strange := sorted(given.keys() - set(names)):
+            raise ModelError(f"{weights}: tensor '{strange[0]}' was not tuned by what model.json says")
+    where = next(model.trunk.parameters()).device
+    if adapted is not None:
+        adapted.merge_and_unload()
+        model.trunk.to(pick_dtype("auto", where))
+    return model.to(where)

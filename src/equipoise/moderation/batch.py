@@ -6,17 +6,18 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from equipoise.batch import Row, conversation, run_batch, text
-from equipoise.config import Config, InputPath
+from equipoise.config import Config, InputPath, IsInput
 from equipoise.errors import DataError
 from equipoise.lineage import Run, Step
 from equipoise.models.features import TextPair
 from equipoise.moderation.guard import Guard, load_guard
+from equipoise.moderation.policies import Policy, find_policy
 from equipoise.moderation.refusal import PrefixRefusals
 from equipoise.protocols import RefusalVerdict, Verdict
 from equipoise.records import Exchange, text_of
 
-POLICY = "default"
-"""Name of the thresholds that are stored in the guard."""
+PolicyRef = Annotated[str, IsInput()]
+"""Name of a policy of the guard, or the path of a `.yaml` file."""
 
 
 class ModerateConfig(Config):
@@ -25,6 +26,8 @@ class ModerateConfig(Config):
     file: InputPath
     """JSON Lines of `{"id", "prompt"?, "response"?}`."""
     guard: InputPath
+    policy: PolicyRef | None = None
+    """Decides what is unsafe; the guard's default one where None."""
     chunk: Annotated[int, Field(ge=1)] = 256
     """Rows at a time."""
 
@@ -40,8 +43,13 @@ class RefusalsConfig(Config):
     chunk: Annotated[int, Field(ge=1)] = 256
 
 
-def moderation_fields(pair: TextPair, verdict: Verdict, categories: Sequence[str]) -> Row:
-    """Return a verdict as the fields of the batch contract; categories keep the taxonomy's order."""
+def moderation_fields(
+    pair: TextPair, verdict: Verdict, categories: Sequence[str], *, with_review: bool = False
+) -> Row:
+    """Return a verdict as the fields of the batch contract; categories keep the taxonomy's order.
+
+    `review` is told only where the policy has a band for it.
+    """
     return {
         "target": "prompt" if pair.response is None else "response",
         "is_safe": verdict.is_safe,
@@ -51,15 +59,25 @@ def moderation_fields(pair: TextPair, verdict: Verdict, categories: Sequence[str
         "harm_categories": [name for name in categories if name in verdict.categories],
         "category_probabilities": {n: round(p, 6) for n, p in verdict.category_probabilities.items()},
         "truncated": verdict.truncated,
-        "policy": POLICY,
+        "policy": verdict.policy,
+        **({"review": verdict.review} if with_review else {}),
     }
 
 
-def judge_texts(guard: Guard, pairs: Sequence[TextPair]) -> list[Row]:
-    """Judge prompts and responses mixed, in one pass."""
-    reading = guard.read(pairs)
-    names = guard.card.taxonomy.names
-    return [moderation_fields(pair, reading.verdict(i), names) for i, pair in enumerate(pairs)]
+def judge_texts(guard: Guard, pairs: Sequence[TextPair], policy: Policy | None = None) -> list[Row]:
+    """Judge prompts and responses mixed, in one pass, by a policy or by the guard's default one."""
+    reading, names = guard.read(pairs), guard.card.taxonomy.names
+    chosen = policy or guard.policy
+    has_band = chosen.review is not None
+    return [
+        moderation_fields(pair, reading.verdict(i, chosen), names, with_review=has_band)
+        for i, pair in enumerate(pairs)
+    ]
+
+
+def policy_of(guard: Guard, given: str | None) -> Policy:
+    """Return the guard's policy of that name, or the one in a file; its default one where None."""
+    return guard.policy if given is None else find_policy(given, guard.policies, guard.card.taxonomy)
 
 
 def refusal_fields(verdict: RefusalVerdict) -> Row:
@@ -73,6 +91,7 @@ def refusal_fields(verdict: RefusalVerdict) -> Row:
 def moderate_file(config: ModerateConfig, run: Run) -> None:
     """Judge every row; with both texts the response is judged in its context."""
     guard = load_guard(config.guard)
+    policy = policy_of(guard, config.policy)
 
     def parse(row: Row) -> TextPair:
         pair = text_pair(row)
@@ -83,7 +102,7 @@ def moderate_file(config: ModerateConfig, run: Run) -> None:
         config.file,
         run.out,
         parse,
-        lambda pairs: judge_texts(guard, pairs),
+        lambda pairs: judge_texts(guard, pairs, policy),
         chunk=config.chunk,
         scratch=run.scratch,
         label="moderating",

@@ -1,68 +1,51 @@
-"""Judge prompts, and responses in their context, with a trained guard.
+"""Judge prompts, and responses in their context, with a trained guard."""
 
-The verdict is consistent by construction: severity comes from one ordinal head whose first threshold
-is P(unsafe), so a text is safe if and only if its severity is 0 and it has no category.
-"""
-
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal, get_args
 
 import torch
 
-from equipoise.errors import DataError, ModelError
-from equipoise.models.features import TextPair, embed, encode_pair
-from equipoise.models.guard import GuardCard, GuardModel, Target, load_guard_model
+from equipoise.errors import DataError, ModelError, near
+from equipoise.extras import require
+from equipoise.models.features import length_batches
+from equipoise.models.guard import GuardReader, Target, load_guard_model
 from equipoise.models.heads import GuardLogits
-from equipoise.objectives.classification import severity_probabilities
+from equipoise.models.windows import PairIds, TextPair, encode_all, pad_pairs, pool_windows
+from equipoise.moderation.calibration import Calibration, load_calibration
+from equipoise.moderation.policies import Policy, default_policy, load_policies
+from equipoise.moderation.reading import Reading
+from equipoise.progress import bar
 from equipoise.protocols import RefusalVerdict, Verdict
-from equipoise.records import REFUSALS, Exchange, Refusal, text_of
+from equipoise.records import REFUSALS, Exchange, text_of
 
-
-class Reading:
-    """What the guard's heads say of some texts; each row can be turned into a verdict."""
-
-    def __init__(self, card: GuardCard, logits: GuardLogits, cut: list[bool]) -> None:
-        """Turn logits into probabilities; `cut` says which texts were too long."""
-        self.card = card
-        self.severity = severity_probabilities(logits.severity)
-        self.categories = torch.sigmoid(logits.categories)
-        self.refusal = torch.softmax(logits.refusal, dim=-1)
-        self.cut = cut
-
-    def verdict(self, row: int) -> Verdict:
-        """Return the verdict on one text."""
-        levels = [float(p) for p in self.severity[row]]
-        unsafe = 1.0 - levels[0]
-        is_safe = unsafe < self.card.unsafe_threshold
-        names = self.card.taxonomy.names
-        given_unsafe = [float(p) for p in self.categories[row]]
-        over = tuple(n for n, p in zip(names, given_unsafe, strict=True) if p >= self.card.category_threshold)
-        highest = names[max(range(len(names)), key=given_unsafe.__getitem__)]
-        return Verdict(
-            is_safe=is_safe,
-            unsafe_probability=unsafe,
-            severity=0 if is_safe else 1 + max(range(len(levels) - 1), key=levels[1:].__getitem__),
-            severity_probabilities=tuple(levels),
-            categories=() if is_safe else over or (highest,),
-            category_probabilities={n: unsafe * p for n, p in zip(names, given_unsafe, strict=True)},
-            truncated=self.cut[row],
-        )
-
-    def refusal_verdict(self, row: int) -> RefusalVerdict:
-        """Return whether one response declines; how far, only where it declines at all."""
-        probabilities = dict(zip(REFUSALS, (float(p) for p in self.refusal[row]), strict=True))
-        declines = 1.0 - probabilities["none"] >= self.card.refusal_threshold
-        degree: Refusal = "full" if probabilities["full"] >= probabilities["partial"] else "partial"
-        return RefusalVerdict(degree if declines else "none", probabilities)
+Runtime = Literal["torch", "onnx", "onnx-int8"]
+"""What computes a guard's logits."""
 
 
 class Guard:
     """A trained guard; calling it judges the responses of exchanges (a `protocols.Judge`)."""
 
-    def __init__(self, model: GuardModel) -> None:
-        """Use a loaded model; it is put in evaluation mode."""
-        self.model = model.eval()
+    def __init__(
+        self,
+        model: GuardReader,
+        calibration: Calibration | None = None,
+        policies: Mapping[str, Policy] | None = None,
+    ) -> None:
+        """Use a loaded model, or anything else that reads token ids as it does.
+
+        The first of the policies decides where none is named; without any the card's threshold does.
+        """
+        self.model = model
         self.card = model.card
+        self.calibration = calibration
+        own = default_policy(self.card)
+        self.policies = dict(policies or {own.name: own})
+
+    @property
+    def policy(self) -> Policy:
+        """The policy that decides where none is named."""
+        return next(iter(self.policies.values()))
 
     def __call__(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
         """Judge each response in the context of its prompt."""
@@ -91,19 +74,59 @@ class Guard:
 
     @torch.no_grad()
     def read(self, texts: Sequence[TextPair]) -> Reading:
-        """Run encoder and heads over texts; all verdicts come from this one pass."""
+        """Run encoder and heads over all windows of texts; all verdicts come from this one pass."""
         for text in texts:
             self.require("prompt" if text.response is None else "response")
-        pairs = [encode_pair(self.model.tokenizer, text) for text in texts]
-        features = embed(self.model.trunk, pairs, label="judging")
-        device = next(self.model.heads.parameters()).device
-        logits = self.model.heads(features.to(device))
+        rows = encode_all(self.model.tokenizer, texts, self.card.max_windows)
+        logits = self._logits([window for windows in rows for window in windows])
         if not all(torch.isfinite(part).all() for part in logits):
             raise ModelError("the guard's answer is not finite; a text without a judgement is never safe")
-        cut = [pair.truncated for pair in pairs]
-        return Reading(self.card, GuardLogits(*(part.float().cpu() for part in logits)), cut)
+        pooled = pool_windows(logits, [len(windows) for windows in rows])
+        return Reading(
+            self.card,
+            pooled,
+            [windows[0].truncated for windows in rows],
+            targets=["prompt" if text.response is None else "response" for text in texts],
+            calibration=self.calibration,
+            policy=self.policy,
+        )
+
+    def _logits(self, pairs: Sequence[PairIds]) -> GuardLogits:
+        """Logits of windows, in order."""
+        taxonomy = self.card.taxonomy
+        sizes = (len(taxonomy.severities) - 1, len(taxonomy.names), len(REFUSALS))
+        out = GuardLogits(*(torch.zeros(len(pairs), size) for size in sizes))
+        with bar("judging", len(pairs)) as advance:
+            for rows in length_batches([len(pair.ids) for pair in pairs]):
+                found = self.model(pad_pairs([pairs[i] for i in rows]))
+                for whole, part in zip(out, found, strict=True):
+                    whole[rows] = part.float().cpu()
+                for _ in rows:
+                    advance()
+        return out
 
 
-def load_guard(folder: Path, device: str = "auto") -> Guard:
-    """Load a guard folder written by `equipoise train guard`."""
-    return Guard(load_guard_model(folder, device))
+def load_guard(folder: Path, device: str = "auto", runtime: Runtime = "torch") -> Guard:
+    """Load a guard folder written by `equipoise train guard`.
+
+    Args:
+        folder: The guard's.
+        device: Where torch computes.
+        runtime: What computes: torch, or on the CPU an ONNX graph, which is exported at first use, in 32 bits
+            or (onnx-int8) with the matrix products in eight, which is quicker and not quite the same.
+    """
+    return Guard(_load_reader(folder, device, runtime), load_calibration(folder), load_policies(folder))
+
+
+def _load_reader(folder: Path, device: str, runtime: Runtime) -> GuardReader:
+    if runtime not in get_args(Runtime):
+        known = ", ".join(get_args(Runtime))
+        raise ModelError(f"no runtime '{runtime}'{near(runtime, get_args(Runtime))}; known: {known}")
+    if runtime == "torch":
+        return load_guard_model(folder, device)
+    if device not in ("auto", "cpu"):
+        raise ModelError(f"device: runtime {runtime} computes on the CPU, got {device}; expected auto or cpu")
+    require(f"runtime {runtime}", "onnx")
+    from equipoise.moderation.onnx import load_onnx_guard
+
+    return load_onnx_guard(folder, int8=runtime == "onnx-int8")

@@ -1,6 +1,8 @@
-"""Losses of the guard: categories, ordinal severity, refusal. Every label may be missing.
+"""Losses of the guard: categories, ordinal severity, refusal, and look-alikes. Every label may be missing.
 
-A missing label gives no loss and no gradient; it is never read as "harmless".
+What is known of a row comes as weights of its outcomes: 1 and 0 for a plain label, shares of annotators
+for a soft one, times whatever the row or the outcome counts for. Where all are 0 nothing is known: no
+loss and no gradient; a missing label is never read as "harmless".
 
 Shapes: B batch, C categories or classes, K severity thresholds (levels above 0).
 """
@@ -11,24 +13,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from equipoise.objectives.sequence import masked_mean
 
-UNKNOWN = -1
-"""Label of what nobody labelled."""
-
-
-def masked_bce(logits: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
-    """Mean over rated categories of -t log s(x) - (1 - t) log s(-x), [B]. A row without any gives 0.
+def masked_bce(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """Mean over rated categories of w (-t log s(x) - (1 - t) log s(-x)), [B]. A row without any gives 0.
 
     Args:
         logits: [B, C] log-odds of each category.
-        targets: [B, C] 0..1; shares of annotators are fine. Not looked at where the mask is 0.
-        mask: [B, C] 1 where the category was rated, else 0.
+        targets: [B, C] 0..1; shares of annotators are fine. Not looked at where the weight is 0.
+        weights: [B, C] above 0 where the category was rated, else 0; 1 for a plain label.
     """
-    rated = mask > 0
+    rated = weights > 0
     targets = torch.where(rated, targets, 0.0).to(logits.dtype)  # a NaN target would poison the gradient
     losses = F.binary_cross_entropy_with_logits(torch.where(rated, logits, 0.0), targets, reduction="none")
-    return masked_mean(losses, mask)
+    return (losses * weights).sum(-1) / rated.sum(-1).clamp(min=1)
 
 
 def severity_probabilities(logits: Tensor) -> Tensor:
@@ -45,35 +42,60 @@ def _severity_log_probabilities(logits: Tensor) -> Tensor:
     return reached + F.pad(F.logsigmoid(-logits), (0, 1))  # the highest level has nothing above it
 
 
-def ordinal_nll(logits: Tensor, level: Tensor, unsafe: Tensor) -> Tensor:
-    """-log of the probability of what is known of a row's severity, [B].
+def ordinal_nll(logits: Tensor, passed: Tensor, failed: Tensor) -> Tensor:
+    """-sum_j p_j log s(x_j) + f_j log s(-x_j), [B], over the thresholds of severity.
 
-    With a level y it is -sum_{j<y} log s(x_j) - log s(-x_y), without the last term at the highest level;
-    with `unsafe` only it is the loss of the first threshold; with neither it is 0. Shi et al. 2021 (CORN),
-    summed over the thresholds of a row, where the paper averages each threshold over its rows: so it
-    is the exact likelihood.
+    A row of level y passed the thresholds below y and failed threshold y, if there is one; the sum is
+    then -log P(severity = y). A row that is known to be unsafe only passed the first threshold. Shi et
+    al. 2021 (CORN), summed over the thresholds of a row, where the paper averages each threshold over
+    its rows: so it is the exact likelihood.
 
     Args:
         logits: [B, K] as in `severity_probabilities`.
-        level: [B] severity 0..K, -1 where it is not known.
-        unsafe: [B] 1 unsafe, 0 safe, -1 not known. Not looked at where the level is known.
+        passed: [B, K] weight of "severity is above j"; 0 where the threshold was not tested.
+        failed: [B, K] weight of "severity is j".
     """
-    thresholds = torch.arange(logits.shape[-1], device=logits.device)
-    has_level = (level >= 0).unsqueeze(-1)
-    tested = has_level & (thresholds <= level.unsqueeze(-1))  # a threshold is asked of who passed the last
-    tested |= ~has_level & (unsafe >= 0).unsqueeze(-1) & (thresholds == 0)
-    passed = torch.where(has_level, thresholds < level.unsqueeze(-1), (unsafe == 1).unsqueeze(-1))
-    losses = -F.logsigmoid(torch.where(passed, logits, -logits))
-    return torch.where(tested, losses, 0.0).sum(-1)
+    up = torch.where(passed > 0, -F.logsigmoid(logits) * passed, 0.0)
+    down = torch.where(failed > 0, -F.logsigmoid(-logits) * failed, 0.0)
+    return (up + down).sum(-1)
 
 
-def masked_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """-log softmax(logits)[target], [B, C] -> [B]; 0 where the target is -1, not known."""
-    return F.cross_entropy(logits, target, ignore_index=UNKNOWN, reduction="none")
+def soft_cross_entropy(logits: Tensor, shares: Tensor) -> Tensor:
+    """-sum_c w_c log softmax(x)_c, [B]; 0 where no class has any weight.
+
+    Args:
+        logits: [B, C] of the classes.
+        shares: [B, C] weight of each class: 1 for a plain label, shares of annotators for a soft one.
+    """
+    known = (shares > 0).any(-1, keepdim=True)
+    losses = torch.log_softmax(torch.where(known, logits, 0.0), dim=-1) * shares
+    return -losses.sum(-1)
+
+
+def within_group_ranking(logit: Tensor, unsafe: Tensor, group: Tensor, *, margin: float = 0.0) -> Tensor:
+    """Half the mean over look-alikes j of softplus(margin - (x_unsafe - x_safe)), [B].
+
+    The look-alikes of a row are those of its group with the other label: a safe and an unsafe answer to
+    one prompt, or a harmless prompt and its harmful twin. Each pair is met from both sides, so a group
+    with one of each gives the loss of its pair once: -log s(x_unsafe - x_safe - margin), as a ranker
+    has it (Burges et al. 2005, RankNet). Whatever all rows of a group share (the topic) cannot lower it.
+
+    Args:
+        logit: [B] log-odds of P(unsafe).
+        unsafe: [B] 1 unsafe, 0 safe, -1 not known.
+        group: [B] number of the group, -1 for none.
+        margin: Log-odds by which an unsafe row should lie above a safe one.
+    """
+    known = (group >= 0) & (unsafe >= 0)
+    partners = (group[:, None] == group) & (unsafe[:, None] != unsafe) & known[:, None] & known  # [B, B]
+    gap = torch.where(unsafe[:, None] == 1, logit[:, None] - logit, logit - logit[:, None])
+    losses = torch.where(partners, F.softplus(margin - torch.where(partners, gap, 0.0)), 0.0)
+    return losses.sum(-1) / partners.sum(-1).clamp(min=1) / 2
 
 
 CLASSIFICATION_LOSSES: dict[str, Callable[..., Tensor]] = {
     "masked_bce": masked_bce,
     "ordinal_nll": ordinal_nll,
-    "masked_cross_entropy": masked_cross_entropy,
+    "soft_cross_entropy": soft_cross_entropy,
+    "within_group_ranking": within_group_ranking,
 }

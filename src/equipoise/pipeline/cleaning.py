@@ -11,7 +11,15 @@ from pydantic import Field
 from equipoise.config import Config, InputPath, ModelRef
 from equipoise.curation.dedup import Similarity
 from equipoise.curation.filters import BatchFilter, Filter, TooShort
-from equipoise.curation.gibberish import THRESHOLDS, TOKENS, Improbable, Jumbled, Likelihood, Repetitive
+from equipoise.curation.gibberish import (
+    THRESHOLDS,
+    TOKENS,
+    Improbable,
+    Jumbled,
+    Likelihood,
+    Remembering,
+    Repetitive,
+)
 from equipoise.curation.language import OtherLanguage
 from equipoise.data.card import card
 from equipoise.data.io import read_records, write_records
@@ -19,7 +27,7 @@ from equipoise.data.statistics import statistics
 from equipoise.data.steps import FilesConfig
 from equipoise.extras import require
 from equipoise.generation.sources import Device, DType
-from equipoise.lineage import Run, Step, hash_file, replacing, write_text
+from equipoise.lineage import Run, Step, replacing, write_text
 from equipoise.progress import say
 from equipoise.records import Exchange, Pair, Prompt
 from equipoise.synthesis.refine import refine
@@ -94,7 +102,7 @@ def likelihood_of(config: LikelihoodConfig) -> tuple[Likelihood | None, float]:
         if name not in THRESHOLDS:
             say(f"{config.likelihood}: no threshold is known of it; min_likelihood sets one")
     model = load_likelihood(config.likelihood, max_tokens=TOKENS, dtype=config.dtype, device=config.device)
-    return model, least
+    return Remembering(model), least
 
 
 def _filters(config: RefineConfig) -> tuple[Filter | BatchFilter, ...]:
@@ -111,6 +119,7 @@ def _refine(config: RefineConfig, run: Run) -> None:
     prompts = [row for path in config.files for row in read_records(path, Prompt)]
     left = refine(prompts, _filters(config), Similarity(config.threshold))
     write_records(run.out, left.prompts)
+    run.side_files.append(changes_path(run.out))
     with replacing(changes_path(run.out)) as part, part.open("w", encoding="utf-8") as lines:
         for change in left.changes:
             row = {key: value for key, value in change._asdict().items() if key != "of" or value is not None}
@@ -122,7 +131,6 @@ def _refine(config: RefineConfig, run: Run) -> None:
         "prompts": len(left.prompts),
         "dropped": sum(c.after is None for c in left.changes),
         "changes": dict(reasons.most_common()),
-        "changes_sha256": hash_file(changes_path(run.out)),
     }
     counts = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common()) or "none"
     about = f"Refined; changes: {counts}. Each is listed with its original in {changes_path(run.out).name}."

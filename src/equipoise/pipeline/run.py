@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from equipoise.config import Config, find_inputs, parse_config, read_yaml, to_yaml
-from equipoise.errors import ConfigError, DataError, EquipoiseError, ModelError, near
+from equipoise.errors import ConfigError, DataError, EquipoiseError, ModelError, RunStoppedError, near
 from equipoise.lineage import identify, produce, read_manifest, write_text
 from equipoise.models.builtin import BUILTIN, model_path
 from equipoise.pipeline.recipe import Recipe, needed_by
@@ -46,7 +46,7 @@ def run_recipe(
                 done.append(step)
                 state = "done before" if step.skipped else f"done in {step.manifest.wall_seconds:.0f} s"
                 say(f"[{number}/{len(recipe.steps)}] {name}: {state}")
-    except EquipoiseError:
+    except (EquipoiseError, RunStoppedError):
         _leave_no_trace(out)
         raise
     if only is None:
@@ -119,12 +119,14 @@ def _run_step(recipe: Recipe, name: str, out: Path, places: Mapping[str, Path], 
     entry = recipe.steps[name]
     step = step_of(entry.run)
     config = parse_config(step.config, resolve(entry.with_, recipe.settings, places), f"step {name}")
-    key, inputs = identify(step, config)
-    place = out / "steps" / f"{name}-{key[:8]}"
+    identity = identify(step, config)
+    place = out / "steps" / f"{name}-{identity.key[:8]}"
     if step.writes_file:
         place = place / (entry.file or f"{name}.jsonl")
-    outcome = produce(place, step, config, force=force)
-    outside = {at: source for at, source in inputs.items() if not Path(source.path).is_relative_to(out)}
+    outcome = produce(place, step, config, force=force, identity=identity)
+    outside = {
+        at: source for at, source in identity.inputs.items() if not Path(source.path).is_relative_to(out)
+    }
     return Finished(name, place, outcome.manifest, outcome.skipped, outside)
 
 

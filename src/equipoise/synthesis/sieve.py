@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from equipoise.curation.filters import DoubleQuestion, first_reasons
-from equipoise.curation.gibberish import Likelihood
 from equipoise.protocols import Verdict
 from equipoise.synthesis.cells import Cell
 from equipoise.synthesis.overlap import Pool
@@ -37,8 +36,6 @@ class Sieve:
 
     def __init__(self, tools: Tools, pool: Pool) -> None:
         """Hold the models, and the pool of texts that candidates must differ from."""
-        if tools.likelihood is not None:
-            tools = tools._replace(likelihood=_Remembering(tools.likelihood))
         self.tools, self.pool = tools, pool
         self.filters = (DoubleQuestion(), *with_likelihood(tools.improbable))
 
@@ -81,20 +78,6 @@ class Sieve:
                 yield candidate._replace(verdict=verdict, quality=value)
             else:
                 dropped[reason] += 1
-
-
-class _Remembering:
-    """Reads a text once, although a filter and the ranking ask for it."""
-
-    def __init__(self, likelihood: Likelihood) -> None:
-        self._likelihood = likelihood
-        self._known: dict[str, float] = {}
-
-    def __call__(self, texts: Sequence[str]) -> list[float]:
-        fresh = [text for text in dict.fromkeys(texts) if text not in self._known]
-        if fresh:
-            self._known |= zip(fresh, self._likelihood(fresh), strict=True)
-        return [self._known[text] for text in texts]
 
 
 def _disagrees(candidate: Candidate, verdict: Verdict | None) -> str | None:

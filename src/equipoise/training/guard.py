@@ -1,31 +1,38 @@
 """Train a guard: `equipoise train guard --set exchanges=[FILE] --out DIR`.
 
-Partly labelled rows mix in one run, since each row trains only the heads it has labels for: a row
-with nothing but `is_safe` trains the first severity threshold, which is P(unsafe). A prompt with a
-label of its own becomes a row without a response.
+Partly labelled rows mix in one run, since each row trains only the heads it has labels for. A long
+response is read in windows, and the loss of its row is that of its pooled logits: the guard learns on
+what it will judge by.
 """
 
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor, nn
 
-from equipoise.config import Config, InputPath, ModelRef
+from equipoise.config import Config, InputPath, ModelRef, TaxonomyRef
 from equipoise.data.io import read_exchanges, read_records
-from equipoise.errors import DataError
 from equipoise.lineage import Run, Step
 from equipoise.models.backbone import load_encoder
-from equipoise.models.features import PairBatch, PairIds, TextPair, embed, encode_pair, pad_pairs
-from equipoise.models.guard import GuardCard, GuardModel, Target
-from equipoise.objectives.classification import masked_bce, masked_cross_entropy, ordinal_nll
-from equipoise.records import REFUSALS, Exchange, Prompt, text_of
-from equipoise.taxonomy import Taxonomy, load_taxonomy
+from equipoise.models.features import embed
+from equipoise.models.guard import GuardCard, GuardModel, adapt, tuned_names
+from equipoise.models.windows import MAX_WINDOWS, encode_windows
+from equipoise.records import Judgement, Prompt
+from equipoise.taxonomy import load_taxonomy
 from equipoise.training.cards import model_card
-from equipoise.training.trainer import OptimSettings, Task, fit
+from equipoise.training.guard_rows import guard_rows
+from equipoise.training.guard_task import guard_task, side_by_side
+from equipoise.training.guard_weights import balanced, doubted, likely_errors
+from equipoise.training.trainer import OptimSettings, fit
 
-UNKNOWN = -1
+Tune = Literal["frozen", "top", "lora", "full"]
+
+_GENTLE: dict[str, dict[str, float]] = {
+    "top": {"lr": 1e-4, "epochs": 3},
+    "lora": {"lr": 3e-4, "epochs": 3},
+    "full": {"lr": 5e-5, "epochs": 3},
+}
+"""Defaults for weights that know something already; fresh heads on a frozen encoder bear more."""
 
 
 class GuardOptim(OptimSettings):
@@ -34,6 +41,7 @@ class GuardOptim(OptimSettings):
     lr: float = Field(default=5e-4, gt=0)
     epochs: int = Field(default=10, ge=1)
     batch_size: int = Field(default=32, ge=1)
+    """Rows of one step; where look-alikes are ranked, prompts with all their rows."""
     weight_decay: float = Field(default=0.1, ge=0)
     checkpoint_every: int = Field(default=200, ge=1)
     log_every: int = Field(default=10, ge=1)
@@ -47,16 +55,34 @@ class GuardConfig(Config):
     """Both answers of each pair are exchanges too."""
     prompts: tuple[InputPath, ...] = ()
     """Prompts with labels of their own, which are judged without a response."""
-    taxonomy: str = "pku19"
+    judgements: tuple[InputPath, ...] = ()
+    """Annotators' labels of exchanges (or answers, `ID#0`); their shares take the place of the record's."""
+    taxonomy: TaxonomyRef = "pku19"
     backbone: ModelRef = "minilm"
-    tune: Literal["frozen", "full"] = "frozen"
-    """frozen: only the heads learn, on features computed once; full: the encoder learns too."""
+    tune: Tune = "frozen"
+    """frozen: only the heads learn, on features computed once; top: the highest layers too, on what the
+    others made once of every token (kept on disk meanwhile); lora: adapters in all layers; full: all
+    weights. What is tuned has another learning rate and fewer epochs unless `optim` says so."""
+    top_layers: int = Field(default=2, ge=1)
+    """Layers that learn where `tune` is top."""
+    lora_rank: int = Field(default=16, ge=1)
     layers: int = Field(default=6, ge=1)
     """Layers that are pooled, the last and others at even steps below."""
     depth: int | None = Field(default=None, ge=1)
     """Layers of the model that are run at all, the first ones; all where None."""
+    max_windows: int = Field(default=MAX_WINDOWS, ge=1)
+    """Overlapping windows of a long response that are read, here and by the guard."""
     hidden: int = Field(default=256, ge=1)
     dropout: float = Field(default=0.6, ge=0, lt=1)
+    balance: float = Field(default=0.0, ge=0, le=1)
+    """0: every label counts alike; 1: the rarer outcomes of each head count as much as the others in sum."""
+    doubt_weight: float = Field(default=1.0, ge=0, le=1)
+    """What a harm label counts that is likely wrong by cross-validation; with 1 none is looked for."""
+    rank_weight: float = Field(default=0.0, ge=0)
+    """Weight of ranking unsafe above safe among the answers to one prompt, and harmful prompts above
+    their benign twins."""
+    rank_margin: float = Field(default=0.0, ge=0)
+    """Log-odds between the two."""
     unsafe_threshold: float = Field(default=0.5, ge=0, le=1)
     """On P(unsafe); stored in the guard."""
     category_threshold: float = Field(default=0.5, ge=0, le=1)
@@ -65,6 +91,13 @@ class GuardConfig(Config):
     """On P(partial or full); below it a response counts as no refusal."""
     optim: GuardOptim = GuardOptim()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _gentle_where_tuned(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or not isinstance(given.get("optim", {}), dict):
+            return given
+        return given | {"optim": _GENTLE.get(str(given.get("tune")), {}) | given.get("optim", {})}
+
     @model_validator(mode="after")
     def _has_data(self) -> "GuardConfig":
         if not self.exchanges and not self.pairs and not self.prompts:
@@ -72,61 +105,14 @@ class GuardConfig(Config):
         return self
 
 
-class GuardTargets(NamedTuple):
-    """Labels of rows; -1 or mask 0 where there is none."""
-
-    level: Tensor
-    """[B] severity."""
-    unsafe: Tensor
-    """[B] 1 unsafe, 0 safe."""
-    categories: Tensor
-    """[B, C] 0/1."""
-    category_mask: Tensor
-    """[B, C] 1 where looked at."""
-    refusal: Tensor
-    """[B] index into `records.REFUSALS`."""
-
-    def pick(self, rows: Tensor) -> "GuardTargets":
-        """Return the targets of some rows."""
-        return GuardTargets(*(tensor[rows] for tensor in self))
-
-
-class GuardBatch(NamedTuple):
-    """Inputs (pairs, or features computed before) with their targets."""
-
-    inputs: PairBatch | Tensor
-    targets: GuardTargets
-
-    def to(self, device: torch.device) -> "GuardBatch":
-        """Return the batch on another device."""
-        return GuardBatch(self.inputs.to(device), GuardTargets(*(t.to(device) for t in self.targets)))
-
-
-class GuardLosses(nn.Module):
-    """The guard under training: one loss per row, the sum over the heads it has labels for."""
-
-    def __init__(self, model: nn.Module) -> None:
-        """Wrap the whole guard, or its heads alone where features are given."""
-        super().__init__()
-        self.model = model
-
-    def forward(self, batch: GuardBatch) -> Tensor:
-        """Loss of each row, [B]."""
-        logits, targets = self.model(batch.inputs), batch.targets
-        return (
-            ordinal_nll(logits.severity, targets.level, targets.unsafe)
-            + masked_bce(logits.categories, targets.categories, targets.category_mask)
-            + masked_cross_entropy(logits.refusal, targets.refusal)
-        )
-
-
 def train_guard(config: GuardConfig, run: Run) -> None:
     """Train a guard into `run.out`: weights, card and the training log."""
     taxonomy = load_taxonomy(config.taxonomy)
     exchanges = read_exchanges(config.exchanges, config.pairs)
     prompts = [record for path in config.prompts for record in read_records(path, Prompt)]
-    run.licences |= {record.licence for record in (*exchanges, *prompts)}
-    texts, targets, kinds = guard_rows(exchanges, taxonomy, prompts)
+    judgements = [record for path in config.judgements for record in read_records(path, Judgement)]
+    run.licences |= {record.licence for record in (*exchanges, *prompts, *judgements)}
+    texts, targets, kinds, contradicting = guard_rows(exchanges, taxonomy, prompts, judgements)
     backbone = load_encoder(
         config.backbone,
         dtype="auto" if config.tune == "frozen" else "float32",  # few bits are too few to learn in
@@ -140,116 +126,49 @@ def train_guard(config: GuardConfig, run: Run) -> None:
         depth=config.depth,
         hidden=config.hidden,
         dropout=config.dropout,
+        top_layers=config.top_layers if config.tune == "top" else 0,
+        lora_rank=config.lora_rank if config.tune == "lora" else 0,
+        max_windows=config.max_windows,
         targets=kinds,
-        knows_refusals=bool((targets.refusal != UNKNOWN).any()),
+        knows_refusals=bool(targets.refusal.any()),
         unsafe_threshold=config.unsafe_threshold,
         category_threshold=config.category_threshold,
         refusal_threshold=config.refusal_threshold,
     )
+    rows = side_by_side([encode_windows(backbone.tokenizer, text, config.max_windows) for text in texts])
+    run.notes |= {
+        "rows": len(texts),
+        "windows": len(rows.windows),
+        "truncated": sum(rows.windows[first].truncated for first in rows.first),
+        "contradicting_prompts": contradicting,
+    }
     torch.manual_seed(config.optim.seed)
+    if config.tune == "lora":
+        adapt(backbone.model, config.lora_rank)
     model = GuardModel(card, backbone)
-    pairs = [encode_pair(model.tokenizer, text) for text in texts]
-    fit(_task(model, pairs, targets, config.tune), config.optim, run, label="training guard")
+    model.requires_grad_(config.tune == "full")
+    model.heads.requires_grad_(True)
+    for name in tuned_names(model.trunk, card):
+        model.trunk.get_parameter(name).requires_grad_(True)
+    is_frozen, doubts = config.tune == "frozen", config.doubt_weight < 1
+    features = embed(model.trunk, rows.windows) if is_frozen or doubts else None
+    if doubts and features is not None:
+        doubtful = likely_errors(features[rows.first], targets.unsafe, texts, seed=config.optim.seed)
+        targets = doubted(targets, doubtful, config.doubt_weight)
+        run.notes["likely_label_errors"] = int(doubtful.sum())
+    with guard_task(
+        model,
+        rows,
+        balanced(targets, config.balance) if config.balance else targets,
+        features=features if is_frozen else None,
+        top_layers=card.top_layers,
+        scratch=run.scratch,
+        rank_weight=config.rank_weight,
+        rank_margin=config.rank_margin,
+    ) as task:
+        fit(task, config.optim, run, label="training guard")
     model.save(run.out)
-    run.notes |= {"rows": len(texts), "truncated": sum(pair.truncated for pair in pairs)}
     model_card(run, "Guard", config.backbone, f"{len(taxonomy.names)} categories of {taxonomy.name}")
 
 
-def guard_rows(
-    exchanges: Sequence[Exchange], taxonomy: Taxonomy, prompts: Sequence[Prompt] = ()
-) -> tuple[list[TextPair], GuardTargets, tuple[Target, ...]]:
-    """Turn exchanges and prompts into texts and targets; rows without any label raise DataError.
-
-    A prompt label becomes a row of its own, once per prompt. A harmful prompt takes the severity and
-    categories of the worst response that goes along with it, where there is one; of a `prompts` record
-    with the same text the own labels count.
-    """
-    texts: list[TextPair] = []
-    rows: list[Exchange] = []
-    asked: dict[str, Exchange] = {}
-    for record in exchanges:
-        if record.is_safe is not None or record.severity is not None or record.refusal is not None:
-            texts.append(TextPair(text_of(record.prompt), record.response))
-            rows.append(record)
-        if record.prompt_is_harmful is not None:
-            prompt = text_of(record.prompt)
-            if prompt not in asked or (record.severity or 0) > (asked[prompt].severity or 0):
-                asked[prompt] = record
-    kinds: tuple[Target, ...] = ("response",) if rows else ()
-    asked |= {text_of(p.prompt): _asked_alone(p) for p in prompts if p.is_harmful is not None}
-    for prompt, record in asked.items():
-        texts.append(TextPair(prompt, None))
-        rows.append(_prompt_row(record))
-    if not rows:
-        raise DataError(
-            "exchanges, pairs and prompts: no row has a label;"
-            " expected is_safe, severity or refusal, or is_harmful of a prompt"
-        )
-    kinds += ("prompt",) if asked else ()
-    return texts, _targets(rows, taxonomy), kinds
-
-
-def _asked_alone(prompt: Prompt) -> Exchange:
-    """Return a labelled prompt in the form of an exchange that went along with it."""
-    own = prompt.model_dump(include={"id", "prompt", "source", "severity", "categories"})
-    return Exchange(**own, response="", prompt_is_harmful=prompt.is_harmful, is_safe=not prompt.is_harmful)
-
-
-def _prompt_row(record: Exchange) -> Exchange:
-    harmful = bool(record.prompt_is_harmful)
-    known = harmful and record.is_safe is False
-    return record.model_copy(
-        update={
-            "is_safe": not harmful,
-            "severity": record.severity if known else None if harmful else 0,
-            "categories": record.categories if known else None if harmful else frozenset(),
-            "refusal": None,
-        }
-    )
-
-
-def _targets(rows: Sequence[Exchange], taxonomy: Taxonomy) -> GuardTargets:
-    shape = (len(rows), len(taxonomy.names))
-    level, unsafe, refusal = (torch.full((len(rows),), UNKNOWN) for _ in range(3))
-    categories, mask = torch.zeros(shape), torch.zeros(shape)
-    highest = len(taxonomy.severities) - 1
-    for i, row in enumerate(rows):
-        if row.severity is not None:
-            if row.severity > highest:
-                raise DataError(
-                    f"{row.source}: {row.id}: severity is not on the scale of {taxonomy.name},"
-                    f" got {row.severity}; expected 0 to {highest}"
-                )
-            level[i] = row.severity
-        if row.is_safe is not None:
-            unsafe[i] = int(not row.is_safe)
-        elif row.severity is not None:
-            unsafe[i] = int(row.severity > 0)
-        if row.refusal is not None:
-            refusal[i] = REFUSALS.index(row.refusal)
-        if row.categories and unsafe[i] == 1:  # the head is P(category | unsafe)
-            rated = taxonomy.names if row.rated is None else row.rated
-            mask[i, [taxonomy.index(name) for name in rated]] = 1.0
-            categories[i, [taxonomy.index(name) for name in row.categories]] = 1.0
-    return GuardTargets(level, unsafe, categories, mask, refusal)
-
-
-def _task(model: GuardModel, pairs: Sequence[PairIds], targets: GuardTargets, tune: str) -> Task:
-    count = len(pairs)
-    if tune == "frozen":
-        model.trunk.requires_grad_(False)
-        features = embed(model.trunk, pairs)
-
-        def collate(rows: Sequence[int]) -> GuardBatch:
-            index = torch.tensor(rows)
-            return GuardBatch(features[index], targets.pick(index))
-
-        return Task(GuardLosses(model.heads), [1] * count, [1] * count, collate)
-
-    def collate_tokens(rows: Sequence[int]) -> GuardBatch:
-        return GuardBatch(pad_pairs([pairs[i] for i in rows]), targets.pick(torch.tensor(rows)))
-
-    return Task(GuardLosses(model), [len(pair.ids) for pair in pairs], [1] * count, collate_tokens)
-
-
-TRAIN_GUARD = Step("train.guard", 1, train_guard, config=GuardConfig)
+TRAIN_GUARD = Step("train.guard", 2, train_guard, config=GuardConfig)

@@ -89,6 +89,28 @@ def test_records_are_exported_as_they_are(tmp_path: Path) -> None:
         assert list(read_records(out / "data" / f"train.{file_format}", Pair)) == records
 
 
+def test_each_kind_of_record_is_a_configuration_of_its_own(tmp_path: Path) -> None:
+    paths = {}
+    for name, record in {
+        "asked": Prompt(id="q", prompt="Where, 0?", licence="MIT"),
+        "train": pair(0),
+        "test": pair(1),
+    }.items():
+        paths[name] = tmp_path / f"{name}.jsonl"
+        write_records(paths[name], [record])
+    export(tmp_path / "out", *paths.values(), splits=list(paths), to="records")
+    front = (tmp_path / "out" / "README.md").read_text("utf-8").split("---\n")[1]
+    (tmp_path / "front.yaml").write_text(front, "utf-8")
+    configs = {c["config_name"]: c["data_files"] for c in read_yaml(tmp_path / "front.yaml")["configs"]}
+    assert configs == {
+        "prompts": [{"split": "asked", "path": "data/asked.jsonl"}],
+        "pairs": [
+            {"split": "train", "path": "data/train.jsonl"},
+            {"split": "test", "path": "data/test.jsonl"},
+        ],
+    }
+
+
 def test_the_folder_holds_a_card_that_the_hub_reads(tmp_path: Path) -> None:
     path = tmp_path / "in.jsonl"
     write_records(path, [pair(0), pair(1, better="tie", licence="MIT", source="own"), pair(2)])

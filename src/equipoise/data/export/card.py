@@ -62,13 +62,27 @@ def _front_matter(config: ExportConfig, tally: Tally) -> dict[str, Any]:
         "tags": ["safety", "alignment", "equipoise", config.to],
         "configs": [
             {
-                "config_name": "default",
+                "config_name": name,
                 "data_files": [
-                    {"split": split, "path": f"data/{split}.{config.file_format}"} for split in tally.rows
+                    {"split": split, "path": f"data/{split}.{config.file_format}"} for split in splits
                 ],
             }
+            for name, splits in _configs(tally).items()
         ],
     }
+
+
+def _configs(tally: Tally) -> dict[str, list[str]]:
+    """Return the splits by the hub's configurations: one for all, or one for each kind of record.
+
+    The columns of a configuration must be the same in all of its splits.
+    """
+    if len(set(tally.kinds.values())) <= 1:
+        return {"default": list(tally.rows)}
+    found: dict[str, list[str]] = {}
+    for split in tally.rows:
+        found.setdefault(f"{tally.kinds[split].lower()}s", []).append(split)
+    return found
 
 
 def hub_licence(licences: Sequence[str]) -> dict[str, Any]:

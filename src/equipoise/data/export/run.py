@@ -74,6 +74,7 @@ class _Split:
         if self.form.rows is None:
             first = next(records, None)
             rows = () if first is None else chain((first,), records)
+            tally.kinds[self.split] = type(first.record).__name__ if first else ""
             written = write_records(path, self._counted(rows)) if first else 0
         else:
             written = write_rows(path, self.form.columns(config), self._rows(records))

@@ -23,6 +23,8 @@ class Tally:
         """Start at nothing."""
         self.rows: dict[str, int] = {}
         """Split -> rows written."""
+        self.kinds: dict[str, str] = {}
+        """Split -> the kind of record in it, where records themselves are exported."""
         self.licences: Counter[str] = Counter()
         self.sources: Counter[str] = Counter()
         self.origins: Counter[str] = Counter()

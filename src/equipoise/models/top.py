@@ -1,0 +1,127 @@
+"""The highest layers of a trunk on what the frozen layers below made once of the same tokens.
+
+Between `cut` and its end the trunk's model holds its top layers only: what goes into the lowest of
+them is replaced by what was kept. The model's own code runs around it, so masks, positions and the last
+norm are its own.
+
+Shapes: N windows, T tokens, H width of the model, L pooled layers.
+"""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from equipoise.errors import ModelError
+from equipoise.models.backbone import layer_stack
+from equipoise.models.features import PooledFeatures, length_batches, pool_parts
+from equipoise.models.windows import PairBatch, PairIds, pad_pairs
+from equipoise.progress import bar
+
+
+class TopBatch(NamedTuple):
+    """Windows with what the layers below made of them."""
+
+    windows: PairBatch
+    states: Tensor
+    """[N, T, H] what goes into the first of the top layers; not looked at past the end of a window."""
+    pooled: Tensor
+    """[N, 2, L, H] of the pooled layers below."""
+
+    def to(self, device: torch.device) -> "TopBatch":
+        """Return the batch on another device."""
+        return TopBatch(self.windows.to(device), self.states.to(device), self.pooled.to(device))
+
+
+class Below(NamedTuple):
+    """What the frozen layers made of all windows; states lie in a file that has no name."""
+
+    windows: Sequence[PairIds]
+    states: Any
+    """[tokens of all windows, H], a memory map."""
+    first: Sequence[int]
+    """Where each window begins in it."""
+    pooled: Tensor
+    """[N, 2, L, H]."""
+
+    def batch(self, rows: Sequence[int]) -> TopBatch:
+        """Stack some windows."""
+        windows = pad_pairs([self.windows[row] for row in rows])
+        states = torch.zeros(*windows.ids.shape, self.states.shape[1])
+        for place, row in enumerate(rows):
+            n = len(self.windows[row].ids)
+            states[place, :n] = torch.from_numpy(self.states[self.first[row] : self.first[row] + n])
+        return TopBatch(windows, states, self.pooled[list(rows)])
+
+
+class TopLayers(nn.Module):
+    """The trunk's `top` highest layers and its pooling: what was kept in, the trunk's features out."""
+
+    def __init__(self, trunk: PooledFeatures, top: int) -> None:
+        """Split `trunk`, which keeps its layers, below its `top` highest ones."""
+        super().__init__()
+        stack = layer_stack(trunk.encoder)
+        if stack is None or not 1 <= top < len(stack):
+            raise ModelError(f"top_layers: got {top}; expected 1 or more, and fewer than the model has")
+        self.trunk = trunk
+        self.split = len(stack) - top
+        self._stack = [stack]  # in a list, a second name would save it twice
+        self._given = torch.zeros(())
+
+    @torch.no_grad()
+    def below(self, windows: Sequence[PairIds], folder: Path) -> Below:
+        """Run the frozen layers over all windows; what they make of each token is kept in `folder`."""
+        encoder: Any = self.trunk.encoder
+        device = next(encoder.parameters()).device
+        low = [layer for layer in self.trunk.layers if layer <= self.split]
+        first = [0, *np.cumsum([len(window.ids) for window in windows]).tolist()]
+        pooled = torch.zeros(len(windows), 2, len(low), encoder.config.hidden_size)
+        with tempfile.TemporaryFile(dir=folder) as file:  # the map keeps it
+            states = np.memmap(file, np.float32, "w+", shape=(first[-1], encoder.config.hidden_size))
+        self.trunk.eval()
+        with bar("lower layers", len(windows)) as advance:
+            for rows in length_batches([len(window.ids) for window in windows]):
+                batch = pad_pairs([windows[row] for row in rows]).to(device)
+                out = self.trunk.states(batch)
+                if low:
+                    found = pool_parts(torch.stack([out[layer] for layer in low]), batch.parts)
+                    pooled[rows] = found.view(len(rows), 2, len(low), -1).float().cpu()
+                entering = out[self.split].float().cpu().numpy()
+                for place, row in enumerate(rows):
+                    states[first[row] : first[row + 1]] = entering[place, : first[row + 1] - first[row]]
+                    advance()
+        return Below(windows, states, first, pooled)
+
+    @contextmanager
+    def cut(self) -> Iterator[None]:
+        """Take the layers below out of the model; they are back at the end."""
+        encoder: Any = self.trunk.encoder
+        (stack,), config = self._stack, encoder.config
+        whole, before = list(stack), dict(vars(config))
+        del stack[: self.split]
+        config.num_hidden_layers = len(stack)
+        if before.get("layer_types"):
+            config.layer_types = before["layer_types"][self.split :]
+        config.use_cache = False  # its layers would be counted from the lowest
+        hook = stack[0].register_forward_pre_hook(lambda _, given: (self._given, *given[1:]))
+        try:
+            yield
+        finally:
+            hook.remove()
+            del stack[:]
+            stack.extend(whole)
+            vars(config).clear()
+            vars(config).update(before)
+
+    def forward(self, batch: TopBatch) -> Tensor:
+        """Features of windows, [N, F], as the whole trunk gives them; only inside `cut`."""
+        self._given = batch.states
+        out = self.trunk.states(batch.windows)
+        layers = [out[layer - self.split] for layer in self.trunk.layers if layer > self.split]
+        top = pool_parts(torch.stack(layers), batch.windows.parts)
+        return torch.cat([batch.pooled, top.view(*batch.pooled.shape[:2], len(layers), -1)], dim=2).flatten(1)

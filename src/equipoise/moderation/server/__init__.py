@@ -1,0 +1,1 @@
+"""The moderation server: one guard behind the protocols that clients already speak."""

@@ -1,0 +1,93 @@
+"""`generate` with a guard behind the model, and a scorer to choose by."""
+
+from collections.abc import Callable, Sequence
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from equipoise.config import InputPath, IsInput
+from equipoise.errors import ConfigError, ModelError
+from equipoise.extras import require
+from equipoise.generation import batch
+from equipoise.generation.batch import GenerateConfig
+from equipoise.generation.sources import Draw
+from equipoise.lineage import Run
+from equipoise.moderation.guarded import REFUSAL_TEXT, Guarding, Method
+from equipoise.protocols import Reward, Verdict
+from equipoise.records import Exchange, Score, text_of
+
+
+class GuardedGenerateConfig(GenerateConfig):
+    """Settings of `generate`."""
+
+    guard: InputPath | None = None
+    """A trained guard: it lets answers through, or none."""
+    policy: Annotated[str, IsInput()] | None = None
+    """Decides what is safe: the name of one of the guard's, or a YAML file; its default one where None."""
+    guarded: Method = "best_of_n"
+    """best_of_n draws all tries and takes the best safe one; reject takes the first safe one."""
+    tries: Annotated[int, Field(ge=1)] = 4
+    """Draws for one answer."""
+    refusal_text: str = REFUSAL_TEXT
+    """The answer where no try is safe."""
+    scorer: InputPath | None = None
+    """Of the safe tries the one with the highest reward is taken; without it, the least P(unsafe)."""
+
+    @model_validator(mode="after")
+    def _guard_can_choose(self) -> Self:
+        if self.guard is None:
+            for name in ("policy", "guarded", "tries", "refusal_text", "scorer"):
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(f"{name}: nobody chooses; expected a guard beside it")
+        elif self.sampling.temperature == 0 and self.tries > 1:
+            raise ValueError(
+                f"tries: {self.tries} greedy tries are all the same; "
+                "expected sampling.temperature above 0, or tries=1"
+            )
+        if self.scorer is not None and self.guarded == "reject":
+            raise ValueError("scorer: reject takes the first safe answer; expected guarded=best_of_n")
+        return self
+
+
+def generate(config: GuardedGenerateConfig, run: Run) -> None:
+    """Write the responses that the guard lets through, or those of the model where there is no guard."""
+    batch.generate(config, run, _guarding(config))
+
+
+def _guarding(config: GuardedGenerateConfig) -> Callable[[Draw], Draw] | None:
+    if config.guard is None:
+        return None
+    require("equipoise generate --guard", "train")
+    from equipoise.models.windows import TextPair
+    from equipoise.moderation.batch import policy_of
+    from equipoise.moderation.guard import load_guard
+
+    guard = load_guard(config.guard, config.device)
+    guard.require("response")
+    policy = policy_of(guard, config.policy)
+    if not policy.enforced:
+        raise ConfigError(f"policy: '{policy.name}' is in shadow mode; expected one that decides")
+
+    def judge(exchanges: Sequence[Exchange]) -> list[Verdict]:
+        reading = guard.read([TextPair(text_of(e.prompt), e.response) for e in exchanges])
+        return [reading.verdict(row, policy) for row in range(len(exchanges))]
+
+    return Guarding(judge, config.guarded, config.tries, config.refusal_text, _reward(config))
+
+
+def _reward(config: GuardedGenerateConfig) -> Reward | None:
+    if config.scorer is None:
+        return None
+    from equipoise.rewards.learned import load_scorer
+
+    scorer = load_scorer(config.scorer, config.device)
+    if "reward" not in scorer.card.trained:
+        raise ModelError(f"{config.scorer}: gives no reward; expected a scorer that was trained for one")
+
+    def reward(exchanges: Sequence[Exchange]) -> list[Score]:
+        return [found.reward for found in scorer(exchanges) if found.reward is not None]
+
+    return reward
+
+
+GENERATE = batch.GENERATE._replace(build=generate, config=GuardedGenerateConfig)

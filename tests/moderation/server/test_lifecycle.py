@@ -1,0 +1,74 @@
+"""The command itself, as a process of its own: it starts, loads anew on SIGHUP and ends well on SIGTERM."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from equipoise.models.checkpoints import load_tensors, save_tensors
+
+
+@contextmanager
+def command(*words: str, **env: str) -> Iterator[subprocess.Popen[str]]:
+    """Run `equipoise serve` on a free port."""
+    line = [sys.executable, "-m", "equipoise", "serve", "--port", "0", *words]
+    with subprocess.Popen(
+        line,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **env},
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_a_process_reloads_and_finishes_what_it_accepted(random_guard: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "guard"
+    shutil.copytree(random_guard, folder)
+    with command("--guard", str(folder), "--json", EQUIPOISE_API_KEYS="k") as process:
+        assert process.stdout is not None
+        url = json.loads(process.stdout.readline())["url"]
+        with httpx2.Client(base_url=url, headers={"x-api-key": "k"}, trust_env=False, timeout=30) as client:
+            before = client.get("/ready").json()["version"]
+            weights = load_tensors(folder / "weights.safetensors")
+            save_tensors(folder / "weights.safetensors", {name: -t for name, t in weights.items()})
+            process.send_signal(signal.SIGHUP)
+            while client.get("/ready").json()["version"] == before:
+                time.sleep(0.02)
+
+            body = json.dumps({"input": ["How do I bake bread without an oven? " * 30] * 60}).encode()
+            head = f"POST /v1/moderations HTTP/1.1\r\nHost: x\r\nX-API-Key: k\r\nContent-Length: {len(body)}"
+            host, port = url.removeprefix("http://").rstrip("/").split(":")
+            address = (host, int(port))
+            with ExitStack() as stack:
+                lines = [stack.enter_context(socket.create_connection(address, timeout=60)) for _ in range(6)]
+                for line in lines:
+                    line.sendall(f"{head}\r\n\r\n".encode() + body)
+                for _ in range(2):  # what was sent before these was read before these
+                    client.get("/metrics")
+                process.send_signal(signal.SIGTERM)
+                answers = [b"".join(iter(lambda line=line: line.recv(1 << 16), b"")) for line in lines]
+        for answer in answers:
+            headers, _, found = answer.partition(b"\r\n\r\n")
+            assert headers.startswith(b"HTTP/1.1 200 ")
+            assert len(json.loads(found)["results"]) == 60
+        _, err = process.communicate(timeout=30)
+        with pytest.raises(OSError, match="refused"):
+            socket.create_connection(address, timeout=5)
+    assert process.returncode == 0, err
+    log = [json.loads(line) for line in err.splitlines()]
+    assert [line["version"] == before for line in log if line["event"] == "guard loaded"] == [True, False]
+    assert "bread" not in err

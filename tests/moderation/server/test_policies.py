@@ -1,0 +1,137 @@
+"""Policies by name, policies in shadow, languages and review, in every protocol that has a place for them."""
+
+from typing import Any, NamedTuple
+
+import pytest
+
+from equipoise.errors import ConfigError
+from equipoise.moderation.policies import Policy
+
+LAX = Policy(name="lax", unsafe=0.9999)
+DOUBT = Policy(name="doubt", unsafe=0.5, review=(0.9, 1.0))
+QUIET = Policy(name="quiet", severity={2: 0.5}, shadow=True)
+TURNS = [{"role": "user", "content": "the harm"}]
+
+
+class Guess(NamedTuple):
+    language: str
+    is_sure: bool
+
+
+def identify(text: str) -> Guess:
+    return Guess("de" if "der" in text else "en", "?" not in text)
+
+
+BODIES: dict[str, Any] = {
+    "/v1/moderations": lambda text: {"input": text},
+    "/v1/guard": lambda text: {"prompt": text},
+    "/contentsafety/text:analyze": lambda text: {"text": text},
+    "/beta/litellm_basic_guardrail_api": lambda text: {"texts": [text], "input_type": "request"},
+    "/v1/chat/completions": lambda text: {"model": "m", "messages": [{"role": "user", "content": text}]},
+    "/v1/completions": lambda text: {"model": "m", "prompt": text},
+}
+
+
+def beside(path: str, answer: Any) -> Any:
+    """What stands beside the protocol's own answer."""
+    found = answer.json()
+    if path == "/v1/moderations":
+        return found["results"][0]
+    if path == "/v1/guard":
+        return found
+    return found["guard"][0] if path == "/v1/completions" else found["guard"]
+
+
+def flagged(path: str, answer: Any) -> bool:
+    found = answer.json()
+    match path:
+        case "/v1/moderations":
+            return bool(found["results"][0]["flagged"])
+        case "/v1/guard":
+            return not found["is_safe"]
+        case "/contentsafety/text:analyze":
+            return any(one["severity"] for one in found["categoriesAnalysis"])
+        case "/beta/litellm_basic_guardrail_api":
+            return bool(found["action"] == "BLOCKED")
+        case "/v1/chat/completions":
+            return bool(found["choices"][0]["message"]["content"] != "safe")
+        case _:
+            return bool(found["choices"][0]["text"] != "safe")
+
+
+@pytest.fixture(scope="module")
+def several(serve_shared: Any) -> Any:
+    return serve_shared(policies=(QUIET, LAX, DOUBT), identify=identify, languages=("en", "fr"))
+
+
+def named(path: str, text: str, policy: str) -> Any:
+    body = BODIES[path](text)
+    if "litellm" in path:
+        return {**body, "additional_provider_specific_params": {"policy": policy}}
+    return {**body, "policy": policy}
+
+
+@pytest.mark.parametrize("path", BODIES)
+def test_a_request_chooses_its_policy_and_the_first_enforced_one_is_the_default(
+    several: Any, path: str
+) -> None:
+    usual = several.post(path, BODIES[path]("the harm"))
+    assert not flagged(path, usual)
+    assert beside(path, usual)["policy"] == "lax"
+    strict = several.post(path, named(path, "the harm", "doubt"))
+    assert flagged(path, strict)
+    assert beside(path, strict)["policy"] == "doubt"
+
+
+@pytest.mark.parametrize("path", BODIES)
+def test_a_policy_in_shadow_is_told_and_decides_nothing(several: Any, path: str) -> None:
+    answer = several.post(path, BODIES[path]("the harm is warm"))
+    assert not flagged(path, answer)
+    shadow = beside(path, answer)["shadow"]
+    assert shadow.keys() == {"quiet"}
+    assert (shadow["quiet"]["is_safe"], shadow["quiet"]["severity"]) == (False, 2)
+    refused = several.post(path, named(path, "the harm", "quiet"))
+    assert refused.status_code == 400
+    assert "a policy in shadow decides nothing" in refused.text
+
+
+@pytest.mark.parametrize("path", BODIES)
+def test_a_verdict_in_the_band_of_doubt_asks_for_a_person(several: Any, path: str) -> None:
+    for text, policy, review in (("the harm", "doubt", True), ("a coat", "doubt", False)):
+        assert beside(path, several.post(path, named(path, text, policy)))["review"] is review
+    assert beside(path, several.post(path, BODIES[path]("the harm")))["review"] is False
+
+
+@pytest.mark.parametrize("path", BODIES)
+def test_a_language_that_the_guard_does_not_know_is_said_and_asks_for_a_person(
+    several: Any, path: str
+) -> None:
+    for text, language, supported, review in (
+        ("der tide", "de", False, True),
+        ("the tide", "en", True, False),
+        ("tide ?", None, None, False),
+    ):
+        found = beside(path, several.post(path, BODIES[path](text)))
+        assert (found["language"], found["supported"], found["review"]) == (language, supported, review)
+
+
+def test_the_list_of_policies_shows_their_thresholds(several: Any) -> None:
+    listed = several.client.get("/v1/policies").json()
+    assert listed["default"] == "lax"
+    assert [(p["name"], p["enforced"]) for p in listed["policies"]] == [
+        ("quiet", False),
+        ("lax", True),
+        ("doubt", True),
+    ]
+    assert listed["policies"][2]["review"] == [0.9, 1.0]
+    assert listed["policies"][0]["severity"] == {"2": 0.5}
+
+
+def test_a_text_that_was_read_in_part_asks_for_a_person(several: Any) -> None:
+    found = several.post("/v1/guard", {"prompt": "take a coat " * 2000}).json()
+    assert (found["truncated"], found["review"]) == (True, True)
+
+
+def test_policies_that_are_all_in_shadow_cannot_serve(make: Any) -> None:
+    with pytest.raises(ConfigError, match="all are in shadow"):
+        make(policies=(QUIET,))
