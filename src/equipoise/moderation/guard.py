@@ -39,8 +39,13 @@ class Guard:
         self.model = model
         self.card = model.card
         self.calibration = calibration
+        self._policies = dict(policies or {})
+
+    @property
+    def policies(self) -> dict[str, Policy]:
+        """The guard's policies by name, the default one first."""
         own = default_policy(self.card)
-        self.policies = dict(policies or {own.name: own})
+        return self._policies or {own.name: own}
 
     @property
     def policy(self) -> Policy:

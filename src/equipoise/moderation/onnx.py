@@ -81,7 +81,9 @@ class OnnxGuard:
         """One window, each of its arrays [T]."""
         length = int(window[_MASK].sum())
         given = zip(PairBatch._fields, window, strict=True)
-        return self._session.run(GuardLogits._fields, {name: part[None, :length] for name, part in given})
+        inputs = {name: part[None, :length] for name, part in given}
+        logits: list[np.ndarray] = self._session.run(GuardLogits._fields, inputs)
+        return logits
 
 
 class Difference(NamedTuple):
