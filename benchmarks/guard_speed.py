@@ -14,7 +14,8 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -88,26 +89,34 @@ def judge(guard: Guard, texts: list[TextPair]) -> tuple[np.ndarray, np.ndarray]:
     return np.array([v.unsafe_probability for v in verdicts]), np.array([not v.is_safe for v in verdicts])
 
 
-def seconds(readers: dict[str, Reader], texts: list[TextPair], rounds: int) -> dict[str, list[float]]:
-    """Wall seconds of each reader in each round; every round begins with another reader."""
-    taken: dict[str, list[float]] = {name: [] for name in readers}
+class Taken(NamedTuple):
+    """Seconds that a reader took for all rows."""
+
+    wall: float
+    processor: float
+
+
+def times(readers: dict[str, Reader], texts: list[TextPair], rounds: int) -> dict[str, list[Taken]]:
+    """What each reader took in each round; every round begins with another reader."""
+    taken: dict[str, list[Taken]] = {name: [] for name in readers}
     for read in readers.values():
         read(texts[: 2 * BATCH])  # what is slow only once
     names = list(readers)
     for number in range(rounds):
         shift = number % len(names)
         for name in names[shift:] + names[:shift]:
-            start = time.perf_counter()
+            start, used = time.perf_counter(), time.process_time()
             readers[name](texts)
-            taken[name].append(time.perf_counter() - start)
+            taken[name].append(Taken(time.perf_counter() - start, time.process_time() - used))
     return taken
 
 
-def speed(taken: list[float], peer: list[float], rows: int) -> dict[str, Any]:
+def speed(taken: list[Taken], peer: list[Taken], rows: int) -> dict[str, Any]:
     """Rows per second, and how many times the peer's, each round by itself."""
-    ratios = [theirs / ours for ours, theirs in zip(taken, peer, strict=True)]
+    ratios = [theirs.wall / ours.wall for ours, theirs in zip(taken, peer, strict=True)]
     return {
-        "rows_per_second": round(rows / float(np.median(taken)), 1),
+        "rows_per_second": round(rows / float(np.median([one.wall for one in taken])), 1),
+        "cpu_ms_per_row": round(1000 * float(np.median([one.processor for one in taken])) / rows, 2),
         "times_pipeline": round(float(np.median(ratios)), 2),
         "times_pipeline_range": [round(min(ratios), 2), round(max(ratios), 2)],
     }
@@ -118,8 +127,8 @@ def measure(guard: Path, rows: list[Answer], rounds: int) -> dict[str, Any]:
     texts, is_unsafe = [row.text for row in rows], [row.is_unsafe for row in rows]
     guards = {name: load_guard(guard, "cpu", name) for name in get_args(Runtime)}
     readers = peers(guard) | {name: loaded.read for name, loaded in guards.items()}
-    taken = seconds(readers, texts, rounds)
-    result = {name: speed(times, taken[PEER], len(texts)) for name, times in taken.items()}
+    taken = times(readers, texts, rounds)
+    result = {name: speed(found, taken[PEER], len(texts)) for name, found in taken.items()}
     whole, flagged = judge(guards["torch"], texts)
     for name, loaded in guards.items():
         scores, flags = judge(loaded, texts)
@@ -143,19 +152,33 @@ def measure(guard: Path, rows: list[Answer], rounds: int) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--data", type=Path)
-    parser.add_argument(
-        "--guard", type=Path, help="a guard folder; one is trained on built-in rows if absent"
-    )
-    parser.add_argument("--rows", type=int, default=512)
-    parser.add_argument("--rounds", type=int, default=5)
-    args = parser.parse_args()
+@contextmanager
+def trained(guard: Path | None) -> Iterator[Path]:
+    """Yield a guard's folder; where none is given, of one that is trained on the built-in exchanges."""
+    if guard is not None:
+        yield guard
+        return
     with tempfile.TemporaryDirectory() as folder:
-        guard = args.guard or Path(folder) / "guard"
-        if args.guard is None:
-            produce(guard, TRAIN_GUARD, GuardConfig(exchanges=(corpus_path("exchanges"),)))
+        fresh = Path(folder) / "guard"
+        produce(fresh, TRAIN_GUARD, GuardConfig(exchanges=(corpus_path("exchanges"),)))
+        yield fresh
+
+
+def arguments(rounds: int) -> argparse.ArgumentParser:
+    """What the benchmarks of a guard are told."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument(
+        "--data", type=Path, help="folder of pku_saferlhf_mini.jsonl; else built-in rows"
+    )
+    parser.add_argument("--guard", type=Path, help="its folder; one is trained on built-in rows if absent")
+    parser.add_argument("--rows", type=int, default=512)
+    parser.add_argument("--rounds", type=int, default=rounds)
+    return parser
+
+
+def main() -> None:
+    args = arguments(rounds=5).parse_args()
+    with trained(args.guard) as guard:
         result = measure(guard, answers(args.data, args.rows), args.rounds)
     result["texts"] = "pku_saferlhf_mini" if args.data else corpus_path("pairs").name
     save("guard_speed", result)

@@ -1,6 +1,7 @@
 """`calibrate` as a user types it, and what `moderate` makes of it."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def test_a_guard_is_calibrated_and_its_policies_decide(
 ) -> None:
     shown = call(*words(place, "new")).stdout.splitlines()
     assert shown[0] == "120 labelled texts to 120 prompts"
-    assert shown[1].startswith("  unsafe responses: calibration error 0.")
+    assert re.fullmatch(r"  unsafe responses: calibration error -?0\.\d+ \(at most 0\.\d+\)", shown[1])
     assert shown[-2] == "  not checked for prompts that the guard was trained on: all of them"
     assert shown[-1] == f"wrote {place / 'new'}"
     found = tell(*words(place, "new"))

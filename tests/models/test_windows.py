@@ -14,6 +14,7 @@ from equipoise.models.windows import (
     PROMPT,
     RESPONSE,
     TextPair,
+    encode_all,
     encode_pair,
     encode_windows,
     pool_windows,
@@ -53,6 +54,21 @@ def test_windows_hold_the_prompt_and_together_the_whole_response(tokenizer: obje
     assert (windows[0].ids, windows[0].parts) == (first.ids, first.parts)
     assert first.truncated
     assert {window.truncated for window in windows} == {prompt.count("water") > 0}  # its middle is cut
+
+
+@pytest.mark.parametrize("kind", ["tiny_encoder", "tiny_llama"])
+def test_many_at_once_are_encoded_as_each_by_itself(kind: str, request: pytest.FixtureRequest) -> None:
+    tokenizer = load_encoder(request.getfixturevalue(kind), device="cpu").tokenizer
+    texts = ["", " ", "hi", "wärm çoat 🧥\n\n", "\u200b\x00 [SEP] <|im_end|>", NUMBERS, "日本語 " * 9]
+    pairs = [TextPair(a, b) for a in texts for b in (*texts, None)]
+    together = encode_all(tokenizer, pairs, 3)
+    assert together == [encode_windows(tokenizer, pair, 3) for pair in pairs]
+    for pair, windows in zip(pairs, together, strict=True):
+        if pair.response and pair.response != NUMBERS:  # one call for one text
+            space = " " if kind == "tiny_llama" else ""
+            alone = tokenizer(space + pair.response, add_special_tokens=False)["input_ids"]
+            assert part_of(windows[0], RESPONSE) == alone
+    assert encode_all(tokenizer, []) == []
 
 
 @given(length=st.integers(0, 500), size=st.integers(1, 160))

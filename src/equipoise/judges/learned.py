@@ -13,6 +13,9 @@ from equipoise.protocols import Verdict
 from equipoise.records import Choice, Exchange, Judgement, Labels, Pair, Score
 from equipoise.rewards.learned import RewardCost, Scorer
 
+_SAME = 1e-5
+"""Scores nearer than this are one: in fp32 a row's last digits depend on its neighbours in a batch."""
+
 
 class GuardJudge:
     """Labels every answer: safe, severity and categories, as `moderate` would. It compares no answers."""
@@ -113,7 +116,7 @@ class ScorerJudge:
 
 
 def _choice(margin: float) -> Choice:
-    if margin == 0:
+    if abs(margin) < _SAME:
         return "tie"
     return 0 if margin > 0 else 1
 

@@ -91,7 +91,7 @@ def check_answer(client: httpx2.Client, path: str, body: bytes, kind: str) -> No
         assert answer.json()["error"]["message"]
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(request=requests)
 def test_no_request_breaks_the_server(server: Any, request: tuple[str, bytes, str]) -> None:
     check_answer(server.client, *request)

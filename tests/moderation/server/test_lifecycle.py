@@ -72,3 +72,48 @@ def test_a_process_reloads_and_finishes_what_it_accepted(random_guard: Path, tmp
     log = [json.loads(line) for line in err.splitlines()]
     assert [line["version"] == before for line in log if line["event"] == "guard loaded"] == [True, False]
     assert "bread" not in err
+
+
+STUCK = """
+import sys, time
+from pathlib import Path
+from equipoise.moderation.server.engine import load_engine
+from equipoise.moderation.server.logs import configure
+from equipoise.moderation.server.run import bind, run, url_of
+from equipoise.moderation.server.service import Service
+from equipoise.moderation.server.settings import ServeConfig
+
+settings = ServeConfig(guard=Path(sys.argv[1]), device="cpu", drain_seconds=1)
+
+def load(observe):
+    engine = load_engine(settings, observe=observe)
+    engine.guard.model = lambda batch: time.sleep(600)
+    engine.guard.model.tokenizer = load_engine(settings).guard.model.tokenizer
+    return engine
+
+service = Service(settings, load)
+service.start()
+with bind("127.0.0.1", 0) as listening:
+    print(url_of(listening), flush=True)
+    configure()
+    run(service, listening)
+"""
+
+
+@pytest.mark.slow
+def test_a_guard_that_does_not_come_back_does_not_keep_the_process(random_guard: Path) -> None:
+    line = [sys.executable, "-c", STUCK, str(random_guard)]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            host, port = process.stdout.readline().strip().removeprefix("http://").rstrip("/").split(":")
+            with socket.create_connection((host, int(port)), timeout=30) as asking:
+                body = b'{"prompt": "take a coat"}'
+                asking.sendall(b"POST /v1/guard HTTP/1.1\r\nHost: x\r\nContent-Length: 25\r\n\r\n" + body)
+                with socket.create_connection((host, int(port)), timeout=30) as probe:
+                    probe.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+                    assert probe.recv(100).startswith(b"HTTP/1.1 200 ")
+                process.send_signal(signal.SIGTERM)
+                assert process.wait(timeout=60) == 3
+        finally:
+            process.kill()

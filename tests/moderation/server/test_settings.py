@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from equipoise.errors import ConfigError
+from equipoise.errors import ConfigError, ModelError
 from equipoise.moderation.server.crosswalks import translation
 from equipoise.moderation.server.engine import load_engine
 from equipoise.moderation.server.settings import ServeConfig
@@ -31,6 +31,12 @@ def test_a_policy_that_is_not_there_or_stands_twice_is_a_mistake(random_guard: P
         load_engine(settings(random_guard, "defualt"))
     with pytest.raises(ConfigError, match="there is a policy 'default' already"):
         load_engine(settings(random_guard, "default", "default"))
+
+
+def test_the_runtime_is_the_one_that_was_asked_for(random_guard: Path) -> None:
+    asked = ServeConfig(guard=random_guard, device="cuda", runtime="onnx")
+    with pytest.raises(ModelError, match="runtime onnx computes on the CPU, got cuda"):
+        load_engine(asked)
 
 
 @pytest.mark.parametrize("other", ["openai13", "azure4", "mlcommons"])

@@ -164,7 +164,7 @@ def load_engine(
     Raises:
         EquipoiseError: Something is missing or does not fit.
     """
-    guard = load_guard(settings.guard, settings.device)
+    guard = load_guard(settings.guard, settings.device, settings.runtime)
     own = guard.policies
     chosen: dict[str, Policy] = {}
     for given in settings.policies:

@@ -44,10 +44,12 @@ def event(
 
 
 def configure() -> None:
-    """Send all logs of the process to stderr as JSON lines."""
+    """Send the logs of the process to stderr as JSON lines, those of libraries from warnings on."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
-    logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    for name in (LOG.name, "uvicorn"):
+        logging.getLogger(name).setLevel(logging.INFO)
     logging.captureWarnings(True)
 
 

@@ -4,7 +4,7 @@ import hashlib
 import hmac
 import os
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
@@ -12,6 +12,7 @@ from equipoise.config import Config, InputPath
 from equipoise.errors import ConfigError
 from equipoise.moderation.batcher import Batching
 from equipoise.moderation.gateway import GatewayConfig
+from equipoise.moderation.guard import Runtime
 from equipoise.moderation.streaming import StreamConfig
 
 KEYS = "EQUIPOISE_API_KEYS"
@@ -43,7 +44,7 @@ class ServeConfig(Config):
     policies: tuple[str, ...] = ()
     """Policies to serve: files, or names of the guard's own. The first that is enforced is the default; the
     guard's own come after."""
-    runtime: Literal["torch", "onnx", "onnx-int8"] = "torch"
+    runtime: Runtime = "torch"
     device: str = "auto"
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")] = "equipoise-guard"
     """What the guard is called where a protocol names a model."""
