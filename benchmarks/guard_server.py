@@ -143,7 +143,7 @@ def flood(found: Load, expected: np.ndarray) -> dict[str, Any]:
         "statuses": {str(status): count for status, count in sorted(statuses.items())},
         "lost": sum(count for status, count in statuses.items() if status not in (200, 429)),
         "refused_without_retry_after": sum(not reply.has_retry_after for reply in refused),
-        "wrong": sum(difference > 1e-5 for difference in away),
+        "wrong": sum(bool(difference > 1e-5) for difference in away),
         "rows_per_second": round(len(judged) / found.seconds, 1),
         "generator_cpu_share": round(found.generator_share, 3),
     }

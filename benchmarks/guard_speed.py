@@ -167,9 +167,7 @@ def trained(guard: Path | None) -> Iterator[Path]:
 def arguments(rounds: int) -> argparse.ArgumentParser:
     """What the benchmarks of a guard are told."""
     parser = argparse.ArgumentParser()
-    parser.add_argument(
-        "--data", type=Path, help="folder of pku_saferlhf_mini.jsonl; else built-in rows"
-    )
+    parser.add_argument("--data", type=Path, help="folder of pku_saferlhf_mini.jsonl; else built-in rows")
     parser.add_argument("--guard", type=Path, help="its folder; one is trained on built-in rows if absent")
     parser.add_argument("--rows", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=rounds)

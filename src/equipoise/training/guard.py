@@ -16,7 +16,7 @@ from equipoise.lineage import Run, Step
 from equipoise.models.backbone import load_encoder
 from equipoise.models.features import embed
 from equipoise.models.guard import GuardCard, GuardModel, adapt, tuned_names
-from equipoise.models.windows import MAX_WINDOWS, encode_windows
+from equipoise.models.windows import MAX_WINDOWS, encode_all
 from equipoise.records import Judgement, Prompt
 from equipoise.taxonomy import load_taxonomy
 from equipoise.training.cards import model_card
@@ -135,7 +135,7 @@ def train_guard(config: GuardConfig, run: Run) -> None:
         category_threshold=config.category_threshold,
         refusal_threshold=config.refusal_threshold,
     )
-    rows = side_by_side([encode_windows(backbone.tokenizer, text, config.max_windows) for text in texts])
+    rows = side_by_side(encode_all(backbone.tokenizer, texts, config.max_windows))
     run.notes |= {
         "rows": len(texts),
         "windows": len(rows.windows),
