@@ -38,6 +38,8 @@ CLIENTS = (1, 8, 32)
 QUEUE = 64
 FLOOD = 4 * QUEUE
 """Clients above saturation."""
+_PAUSE = 0.25
+"""Seconds until a client that was refused asks again."""
 
 
 class Reply(NamedTuple):
@@ -91,7 +93,7 @@ async def _client(http: httpx2.AsyncClient, rows: Rows, until: float) -> list[Re
             unsafe = reply.json()["unsafe_probability"] if status == 200 else None
         found.append(Reply(row, status, time.perf_counter() - start, given, unsafe))
         if status == 429:
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(_PAUSE)
     return found
 
 

@@ -24,6 +24,8 @@ KINDS = load_taxonomy("pku19")
 class Planted:
     """A linear reader: the log-odds of harm are those of how often one token is in the response."""
 
+    batch_tokens = 8192
+
     def __init__(self, tokenizer: Any, max_windows: int = 16) -> None:
         self.tokenizer = tokenizer
         self.card = GuardCard(

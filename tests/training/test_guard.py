@@ -24,10 +24,6 @@ MILD, SEVERE, DECLINES, ASKS = "weather", "mountains", "sorry", "tides"
 """The planted truth: words that make a response unsafe of level 1 or 3, a refusal, a prompt harmful."""
 FRAUD, DRUGS = "White-Collar Crime", "Drugs"
 
-UNSTEADY = pytest.mark.slow
-"""The tiny encoder's tokenizer comes out of its training a little different each time, and what a model on
-it learns with it: these thresholds do not hold for each of them yet."""
-
 
 def planted(count: int, seed: int) -> list[Exchange]:
     rng = random.Random(seed)
@@ -204,7 +200,7 @@ def test_what_is_tuned_lies_with_the_heads_and_nothing_else_changes(
     assert "embeddings.word_embeddings.weight" not in changed
 
 
-@pytest.mark.parametrize("tune", [pytest.param("top", marks=UNSTEADY), "lora", "full"])
+@pytest.mark.parametrize("tune", ["top", "lora", "full"])
 def test_a_tuned_guard_finds_what_was_planted(tune: str, tmp_path: Path, tiny_encoder: Path) -> None:
     train(
         tmp_path,
@@ -249,7 +245,6 @@ def test_so_many_top_layers_that_none_stays_below_are_an_error(tmp_path: Path, t
 LONG = "mix flour water and salt wait until the dough has doubled " * 24
 
 
-@UNSTEADY
 def test_it_learns_from_what_stands_late_in_a_long_response(tmp_path: Path, tiny_encoder: Path) -> None:
     """The sign of harm stands where the first window does not reach; read there alone it is learned."""
     rng = random.Random(5)

@@ -35,14 +35,13 @@ __all__ = [
     "PairIds",
     "PooledFeatures",
     "TextPair",
+    "batch_tokens",
     "embed",
     "encode_pair",
     "length_batches",
     "pad_pairs",
     "pool_parts",
 ]
-
-TOKENS_PER_BATCH = 8192
 
 
 class PooledFeatures(nn.Module):
@@ -103,22 +102,28 @@ def embed(
     model: PooledFeatures,
     pairs: Sequence[PairIds],
     *,
-    tokens_per_batch: int = TOKENS_PER_BATCH,
+    tokens_per_batch: int | None = None,
     label: str = "embedding",
 ) -> Tensor:
     """Features of many pairs, [N, F] in fp32 on the CPU; batches hold pairs of like length."""
     device = next(model.parameters()).device
     out = torch.zeros(len(pairs), model.width)
+    tokens = tokens_per_batch or batch_tokens(device)
     model.eval()
     with bar(label, len(pairs)) as advance:
-        for rows in length_batches([len(pair.ids) for pair in pairs], tokens_per_batch):
+        for rows in length_batches([len(pair.ids) for pair in pairs], tokens):
             out[rows] = model(pad_pairs([pairs[i] for i in rows]).to(device)).float().cpu()
             for _ in rows:
                 advance()
     return out
 
 
-def length_batches(lengths: Sequence[int], tokens: int = TOKENS_PER_BATCH) -> Iterator[list[int]]:
+def batch_tokens(device: torch.device) -> int:
+    """Padded tokens that are best read at a time: what stays in a cache, or what fills an accelerator."""
+    return 1024 if device.type == "cpu" else 8192
+
+
+def length_batches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
     """Indices of rows in batches of like length, shortest first; a padded batch has at most `tokens`."""
     batch: list[int] = []
     for row in sorted(range(len(lengths)), key=lengths.__getitem__):

@@ -18,7 +18,7 @@ from equipoise.models.checkpoints import (
     save_tensors,
     trainable,
 )
-from equipoise.models.features import PooledFeatures
+from equipoise.models.features import PooledFeatures, batch_tokens
 from equipoise.models.heads import GuardHeads, GuardLogits
 from equipoise.models.windows import MAX_WINDOWS, PairBatch
 from equipoise.taxonomy import Taxonomy
@@ -66,6 +66,11 @@ class GuardReader(Protocol):
     card: GuardCard
     tokenizer: Any
 
+    @property
+    def batch_tokens(self) -> int:
+        """Padded tokens that are best given at a time."""
+        ...
+
     def __call__(self, batch: PairBatch, /) -> GuardLogits:
         """Logits of padded pairs, on any device."""
         ...
@@ -94,6 +99,11 @@ class GuardModel(nn.Module):
         features = inputs if isinstance(inputs, Tensor) else self.trunk(inputs.to(self._device))
         logits: GuardLogits = self.heads(features.float())
         return logits
+
+    @property
+    def batch_tokens(self) -> int:
+        """Padded tokens that are best given at a time."""
+        return batch_tokens(self._device)
 
     @property
     def _device(self) -> torch.device:

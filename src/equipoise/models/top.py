@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from equipoise.errors import ModelError
 from equipoise.models.backbone import layer_stack
-from equipoise.models.features import PooledFeatures, length_batches, pool_parts
+from equipoise.models.features import PooledFeatures, batch_tokens, length_batches, pool_parts
 from equipoise.models.windows import PairBatch, PairIds, pad_pairs
 from equipoise.progress import bar
 
@@ -85,7 +85,7 @@ class TopLayers(nn.Module):
             states = np.memmap(file, np.float32, "w+", shape=(first[-1], encoder.config.hidden_size))
         self.trunk.eval()
         with bar("lower layers", len(windows)) as advance:
-            for rows in length_batches([len(window.ids) for window in windows]):
+            for rows in length_batches([len(window.ids) for window in windows], batch_tokens(device)):
                 batch = pad_pairs([windows[row] for row in rows]).to(device)
                 out = self.trunk.states(batch)
                 if low:

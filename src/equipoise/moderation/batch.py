@@ -10,7 +10,7 @@ from equipoise.config import Config, InputPath, IsInput
 from equipoise.errors import DataError
 from equipoise.lineage import Run, Step
 from equipoise.models.features import TextPair
-from equipoise.moderation.guard import Guard, load_guard
+from equipoise.moderation.guard import Guard, Runtime, load_guard
 from equipoise.moderation.policies import Policy, find_policy
 from equipoise.moderation.refusal import PrefixRefusals
 from equipoise.protocols import RefusalVerdict, Verdict
@@ -28,6 +28,8 @@ class ModerateConfig(Config):
     guard: InputPath
     policy: PolicyRef | None = None
     """Decides what is unsafe; the guard's default one where None."""
+    runtime: Runtime = "torch"
+    """What computes; onnx-int8 is the quickest on a CPU, and not quite the same."""
     chunk: Annotated[int, Field(ge=1)] = 256
     """Rows at a time."""
 
@@ -40,6 +42,7 @@ class RefusalsConfig(Config):
     guard: InputPath | None = None
     method: Literal["classifier", "prefix"] = "classifier"
     """prefix looks at the response's opening only; it misses much and cannot see a partial refusal."""
+    runtime: Runtime = "torch"
     chunk: Annotated[int, Field(ge=1)] = 256
 
 
@@ -90,7 +93,7 @@ def refusal_fields(verdict: RefusalVerdict) -> Row:
 
 def moderate_file(config: ModerateConfig, run: Run) -> None:
     """Judge every row; with both texts the response is judged in its context."""
-    guard = load_guard(config.guard)
+    guard = load_guard(config.guard, runtime=config.runtime)
     policy = policy_of(guard, config.policy)
 
     def parse(row: Row) -> TextPair:
@@ -140,7 +143,7 @@ def refusals_file(config: RefusalsConfig, run: Run) -> None:
 def _classifier(config: RefusalsConfig) -> Any:
     if config.guard is None:
         raise DataError("refusals: no guard given; expected --guard DIR, or --set method=prefix")
-    return load_guard(config.guard).refusals
+    return load_guard(config.guard, runtime=config.runtime).refusals
 
 
 MODERATE = Step("moderate", 1, moderate_file, writes_file=True, config=ModerateConfig)

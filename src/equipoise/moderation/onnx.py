@@ -60,6 +60,9 @@ class OnnxGuard:
     product's input sets the steps.
     """
 
+    batch_tokens = 8192
+    """Enough for many threads."""
+
     def __init__(self, card: GuardCard, tokenizer: Any, folder: Path) -> None:
         """Read the graph of a folder; a broken one raises ModelError."""
         self.card, self.tokenizer, self.graph = card, tokenizer, folder / _GRAPH

@@ -47,6 +47,8 @@ def card_of(taxonomy: Taxonomy | None = None, **more: Any) -> GuardCard:
 class Planted:
     """A reader of token ids that flags words, and fails as it is told to."""
 
+    batch_tokens = 8192
+
     def __init__(self, tokenizer: Any, card: GuardCard | None = None) -> None:
         self.card, self.tokenizer = card or card_of(), tokenizer
         self.sizes: list[int] = []
