@@ -8,6 +8,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 READY := .venv/ready
 DOCS_READY := .venv/docs-ready
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal --cov --cov-report=term:skip-covered
 
 .PHONY: setup demo check test test-all docs bench help
 .DEFAULT_GOAL := help
@@ -32,12 +33,12 @@ check: $(READY)  ## Lint, format, types, and whether the generated pages are up 
 	$(BIN)/python docs/generate.py --check
 
 test: $(READY)  ## The tests that need no network, no real model and no other program.
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+	$(PYTEST)
 
 test-all: $(READY)  ## All tests: real models, long ones, other programs (Chromium and its driver must be there).
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[scale]' crowd-kit openai
 	$(BIN)/equipoise models install smollm2-135m minilm
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered -m 'not gpu'
+	$(PYTEST) -m 'not gpu'
 
 docs: $(READY) $(DOCS_READY)  ## Rewrite the generated pages and build the site into site/.
 	$(BIN)/python docs/generate.py
