@@ -83,6 +83,21 @@ def test_import_renames_columns_of_a_table(call: Call, tmp_path: Path) -> None:
     assert asked.prompt == "q"
 
 
+def test_import_translates_labels_in_other_words(call: Call, tmp_path: Path) -> None:
+    table, out = tmp_path / "t.csv", tmp_path / "o.jsonl"
+    table.write_text("prompt,response,action\nq,a,0\nq,b,5\nq,c,\n", "utf-8")
+    names = ("--set", "columns.action=refusal", "--set", 'values.refusal={"0": full, "5": none}')
+    call("data", "import", "jsonl", table, "--out", out, *names)
+    assert [record.refusal for record in read_records(out, Exchange)] == ["full", "none", None]
+    result = call(
+        "data", "import", "jsonl", table, "--out", out, "--force", *names[:3], 'values.refusal={"0": full}'
+    )
+    assert result.exit_code == 1
+    assert "t.csv:3: refusal: values has no meaning for it, got '5'; known: 0" in result.stdout
+    with pytest.raises(DataError, match="values: no row has a column 'refused'"):
+        call("data", "import", "jsonl", table, "--out", out, "--force", "--set", "values.refused={a: none}")
+
+
 def test_import_exports_the_built_in_corpus(call: Call, tmp_path: Path) -> None:
     result = call("data", "import", "builtin", "pairs", "--out", tmp_path / "pairs.jsonl", "--json")
     assert json.loads(result.stdout.splitlines()[-1])["kind"] == "Pair"

@@ -48,8 +48,10 @@ def import_(
 
     A column that goes by another name is mapped with `--set columns.THEIRS=OURS`, once for each:
     `--set columns.question=prompt --set columns.answer=response`. What OURS may be is in docs/data.md; a
-    column that is no field is kept under provenance. `--set on_bad=skip` leaves bad rows out and lists
-    them; `--set split=`, `subset=` and `revision=` choose a part of a data set on the hub.
+    column that is no field is kept under provenance. Labels in other words are mapped with
+    `--set 'values.OURS={theirs: ours}'`. `--set sample=1000` takes so many rows, drawn at random, and
+    `--set on_bad=skip` leaves bad rows out and lists them; `--set split=`, `subset=` and `revision=` choose
+    a part of a data set on the hub.
     """
     from equipoise.data.check import FoundError
     from equipoise.data.corpus import corpus_path

@@ -22,11 +22,13 @@ from equipoise.data.io import (
 )
 from equipoise.data.merge import Merged, merge
 from equipoise.data.resolve import OnContradiction, Resolved, resolve
-from equipoise.data.rows import LineError, OnBad, fail, read_rows
+from equipoise.data.rows import LineError, OnBad, Row, fail, read_rows
+from equipoise.data.sampling import reservoir
 from equipoise.data.sources import find_source, hub_rows, import_records
 from equipoise.data.splits import check_fractions, split
 from equipoise.data.statistics import Counting, Statistics, statistics
 from equipoise.data.statistics_page import page
+from equipoise.data.values import translate
 from equipoise.errors import ConfigError, DataError
 from equipoise.lineage import Run, Step, write_text
 from equipoise.progress import track
@@ -48,6 +50,14 @@ class ImportConfig(Config):
     """Overrides what the source states."""
     columns: dict[str, str] = {}
     """The file's column -> the name that the source expects."""
+    values: dict[str, dict[str, str | int | bool | None]] = {}
+    """Column (by its new name) -> its value as text -> the label that stands for it."""
+    labels: dict[str, str | int | bool] = {}
+    """Labels that all of the rows have; what a row says itself counts more."""
+    sample: int | None = Field(default=None, ge=1)
+    """Take only so many rows, drawn at random."""
+    seed: int = 0
+    """Of the drawing."""
     on_bad: Literal["error", "skip"] = "error"
     """Whether one bad row stops the import, or is left out and counted."""
 
@@ -150,12 +160,17 @@ def statistics_of(files: Sequence[Path]) -> Statistics:
 def _import(config: ImportConfig, run: Run) -> None:
     bad: list[LineError] = []
     find_source(config.source)
+    rows: Iterable[Row]
     if config.path is not None:
         rows = read_rows(config.path, on_bad=bad.append, columns=config.columns)
     else:
         assert config.hub_id is not None
         rows = hub_rows(config.hub_id, split=config.split, subset=config.subset, revision=config.revision)
-    found = import_records(config.source, rows, licence=config.licence, on_bad=bad.append)
+    rows = reservoir(rows, config.sample, config.seed) if config.sample else rows
+    labelled = translate(rows, config.values, bad.append) if config.values else rows
+    if config.labels:
+        labelled = (row._replace(values=config.labels | row.values) for row in labelled)
+    found = import_records(config.source, labelled, licence=config.licence, on_bad=bad.append)
     records = cast(Iterator[AnyRecord], track(found, f"importing {config.source}"))  # no judgements
     stats = _write(run, _imported(config, records, bad))
     about = f"Imported as `{config.source}`; {len(bad)} rows could not be read."
