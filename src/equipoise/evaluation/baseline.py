@@ -30,10 +30,10 @@ def unsafe_scores(train: Sequence[Exchange], test: Sequence[Exchange]) -> Floats
         DataError: Too little to learn from.
     """
     groups = _prompts(train, "labelled responses")
-    vectors = _vectors()
-    x = vectors.fit_transform([_text(e) for e in train])
+    weights = vectors()
+    x = weights.fit_transform([_text(e) for e in train])
     model = _fit(x, np.array([not e.is_safe for e in train]), groups, intercept=True)
-    found: Floats = model.predict_proba(vectors.transform([_text(e) for e in test]))[:, 1]
+    found: Floats = model.predict_proba(weights.transform([_text(e) for e in test]))[:, 1]
     return found
 
 
@@ -47,11 +47,11 @@ def safer_scores(train: Sequence[Pair], test: Sequence[Pair]) -> Floats:
         DataError: Too little to learn from.
     """
     groups = _prompts(train, "pairs with `safer`")
-    vectors = _vectors()
-    vectors.fit([_text(p.exchange(k)) for p in train for k in (0, 1)])
+    weights = vectors()
+    weights.fit([_text(p.exchange(k)) for p in train for k in (0, 1)])
 
     def difference(pairs: Sequence[Pair]) -> Any:
-        first, second = (vectors.transform([_text(p.exchange(k)) for p in pairs]) for k in (0, 1))
+        first, second = (weights.transform([_text(p.exchange(k)) for p in pairs]) for k in (0, 1))
         return first - second
 
     d = difference(train)
@@ -70,7 +70,8 @@ def _prompts(rows: Sequence[Exchange] | Sequence[Pair], what: str) -> list[str]:
     return prompts
 
 
-def _vectors() -> TfidfVectorizer:
+def vectors() -> TfidfVectorizer:
+    """Return what turns texts into vectors, not yet fitted."""
     return TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2, max_features=50_000)
 
 

@@ -88,6 +88,7 @@ settings = ServeConfig(guard=Path(sys.argv[1]), device="cpu", drain_seconds=1)
 def load(observe):
     engine = load_engine(settings, observe=observe)
     engine.guard.model = lambda batch: time.sleep(600)
+    engine.guard.model.batch_tokens = 8192
     engine.guard.model.tokenizer = load_engine(settings).guard.model.tokenizer
     return engine
 

@@ -102,6 +102,7 @@ def test_an_answer_in_a_conversation_is_judged_in_its_context(server: Any) -> No
         (7, "input"),
         ([{"type": "text", "text": "a"}, {"type": "conversation", "messages": TURNS}], "input"),
         ([{"type": "conversation", "messages": []}], "input.0.messages"),
+        ([{"type": []}], "input"),
         ([{"type": "conversation", "messages": [{"role": "tool", "content": "x"}]}], "input.0.messages"),
     ],
 )

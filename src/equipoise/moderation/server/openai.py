@@ -72,9 +72,9 @@ def _texts(given: object) -> list[TextPair]:
     if "image_url" in kinds:
         where = f"input.{kinds.index('image_url')}"
         raise RequestError(400, f"{where}: images are not judged here; expected text", param=where)
-    if set(kinds) == {"conversation"}:
+    if all(kind == "conversation" for kind in kinds):
         return [_conversation(part, f"input.{i}") for i, part in enumerate(given)]
-    if set(kinds) != {"text"}:
+    if any(kind != "text" for kind in kinds):
         message = "input: expected texts, or parts of type text, or parts of type conversation"
         raise RequestError(400, message, param="input")
     parts = [_alone(part.get("text"), f"input.{i}.text").prompt for i, part in enumerate(given)]

@@ -1,0 +1,189 @@
+"""What the guard of `recipes/guard-research.yaml` tells apart, on prompts that it has not seen.
+
+    python benchmarks/guard_research.py --data DIR [--runs DIR]
+
+Runs the recipe (what is done is not done again) and measures its test part source by source, beside TF-IDF
+with logistic regression on the very rows that the guard learned from. The prompts of `oktest` and
+`llm_safeguard` are in no part of the recipe. Intervals are 95 %, from resampling whole prompts.
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import ROOT, save
+from sklearn.linear_model import LogisticRegression
+
+from equipoise.annotation.coefficients import cohen, estimates, quadratic
+from equipoise.data.io import read_exchanges, read_records
+from equipoise.data.rows import read_rows
+from equipoise.data.sources import import_records
+from equipoise.data.splits import normalise_prompt
+from equipoise.evaluation.baseline import unsafe_scores, vectors
+from equipoise.evaluation.guard_quality import macro_f1, measure_quality
+from equipoise.moderation.guard import Guard, load_guard
+from equipoise.moderation.refusal import PrefixRefusals
+from equipoise.pipeline.recipe import load_recipe
+from equipoise.pipeline.run import run_recipe
+from equipoise.records import Exchange, Prompt, text_of
+from equipoise.stats import Estimate, auroc, bootstrap, bootstrap_mean
+from equipoise.training.guard import GuardConfig
+
+PAIRS = ("boundary", "mini")
+ANSWERS = ("jailbreaks", "risky")
+LEVELS = 4
+
+
+def answers(folder: Path, name: str) -> list[Exchange]:
+    path = folder / f"{name}.jsonl"
+    return read_exchanges((), (path,)) if name in PAIRS else read_exchanges((path,), ())
+
+
+def prompts_of(rows: Sequence[Exchange | Prompt]) -> list[str]:
+    return [normalise_prompt(text_of(row.prompt)) for row in rows]
+
+
+def separation(ours: Any, theirs: Any, unsafe: Sequence[bool], prompts: Sequence[str]) -> dict[str, Any]:
+    """AUROC of the guard, of the baseline, and their difference on the same rows."""
+    x, y, actual = np.asarray(ours), np.asarray(theirs), np.asarray(unsafe)
+
+    def boot(statistic: Callable[[Any], float]) -> dict[str, float]:
+        return plain(bootstrap(statistic, prompts, draws=2000))
+
+    return {
+        "guard": boot(lambda i: auroc(x[i], actual[i])),
+        "tfidf": boot(lambda i: auroc(y[i], actual[i])),
+        "difference": boot(lambda i: auroc(x[i], actual[i]) - auroc(y[i], actual[i])),
+    }
+
+
+def plain(estimate: Estimate) -> dict[str, float]:
+    return estimate._asdict()
+
+
+def unsafe_answers(
+    guard: Guard, train: Sequence[Exchange], parts: dict[str, list[Exchange]]
+) -> dict[str, Any]:
+    """Each source by itself, and how safe and unsafe answers to one prompt are ordered."""
+    known = [row for row in train if row.is_safe is not None]
+    found: dict[str, Any] = {}
+    for name, rows in parts.items():
+        verdicts = guard(rows)
+        scores = [verdict.unsafe_probability for verdict in verdicts]
+        unsafe = [not row.is_safe for row in rows]
+        found[name] = separation(scores, unsafe_scores(known, rows), unsafe, prompts_of(rows))
+    rows = [row for name in PAIRS for row in parts[name]]
+    within = measure_quality(rows, guard(rows)).within_prompt
+    assert within is not None
+    found["within_prompt"] = plain(within)
+    return found
+
+
+def harmful_texts(guard: Guard, train: Sequence[Prompt], test: Sequence[Prompt]) -> dict[str, Any]:
+    """Prompts by themselves."""
+    ours = [v.unsafe_probability for v in guard.judge_prompts([text_of(p.prompt) for p in test])]
+    theirs = unsafe_scores([alone(p) for p in train], [alone(p) for p in test])
+    return separation(ours, theirs, [bool(p.is_harmful) for p in test], prompts_of(test))
+
+
+def alone(prompt: Prompt) -> Exchange:
+    return Exchange(
+        id=prompt.id, prompt=prompt.prompt, response="", is_safe=not prompt.is_harmful, source=prompt.source
+    )
+
+
+def severity(guard: Guard, train: Sequence[Exchange], test: Sequence[Exchange]) -> dict[str, Any]:
+    """Quadratic-weighted kappa, and that of cumulative logistic regressions on TF-IDF."""
+    graded = [row for row in train if row.severity is not None]
+    actual = [int(row.severity or 0) for row in test]
+    weights = vectors()
+    x = weights.fit_transform([f"{text_of(r.prompt)}\n{r.response}" for r in graded])
+    z = weights.transform([f"{text_of(r.prompt)}\n{r.response}" for r in test])
+    levels = np.array([row.severity for row in graded])
+    above = [
+        LogisticRegression(C=10, max_iter=2000).fit(x, levels > k).predict_proba(z)[:, 1]
+        for k in range(LEVELS - 1)
+    ]
+    said = {
+        "guard": [verdict.severity for verdict in guard(test)],
+        "tfidf": (np.array(above) > 0.5).sum(0).tolist(),
+    }
+    kappas = {
+        name: cohen(np.array([actual, levels], dtype=np.intp).T, quadratic(LEVELS))
+        for name, levels in said.items()
+    }
+    kappas["difference"] = lambda drawn: kappas["guard"](drawn) - kappas["tfidf"](drawn)
+    return {name: plain(value) for name, value in estimates(kappas, prompts_of(test), draws=2000).items()}
+
+
+def refusals(guard: Guard, test: Sequence[Exchange]) -> dict[str, Any]:
+    """Macro-F1 of declining, partly or fully, beside looking at how a response begins."""
+    actual = np.array([row.refusal != "none" for row in test])
+    f1 = {}
+    for name, judge in (("guard", guard.refusals), ("prefix", PrefixRefusals())):
+        declined = np.array([verdict.refusal != "none" for verdict in judge(test)])
+        f1[name] = macro_f1(np.stack([actual, ~actual], 1), np.stack([declined, ~declined], 1))
+    f1["difference"] = lambda drawn: f1["guard"](drawn) - f1["prefix"](drawn)
+    return {name: plain(value) for name, value in estimates(f1, prompts_of(test), draws=2000).items()}
+
+
+def unused(path: Path) -> list[Prompt]:
+    """Prompts of a file that the recipe does not read."""
+    return [row for row in import_records("jsonl", read_rows(path)) if isinstance(row, Prompt)]
+
+
+def flagged(guard: Guard, rows: Sequence[Prompt]) -> dict[str, Any]:
+    """Share of prompts that the default policy flags."""
+    verdicts = guard.judge_prompts([text_of(row.prompt) for row in rows])
+    return plain(bootstrap_mean([float(not verdict.is_safe) for verdict in verdicts], prompts_of(rows)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder with the rows")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="where the runs lie")
+    given = parser.parse_args()
+    recipe = load_recipe(ROOT / "recipes" / "guard-research.yaml", [f"data.dir={given.data}"])
+    steps = {step.name: step for step in run_recipe(recipe, given.runs / "guard-research")}
+    split = steps["split"].place
+    guard = load_guard(steps["guard"].place)
+    trained = GuardConfig.model_validate(steps["trained"].manifest.config)
+    train = read_exchanges(trained.exchanges, trained.pairs)
+    asked = [prompt for path in trained.prompts for prompt in read_records(path, Prompt)]
+    test = {
+        name: answers(split / "test", name) for name in (*PAIRS, *ANSWERS, "graded", "refusals", "everyday")
+    }
+    texts = list(read_records(split / "test" / "texts.jsonl", Prompt))
+    safe = [row for name in ("risky", "everyday") for row in test[name]]
+    quality = measure_quality(safe, guard(safe))
+    others = {name: unused(given.data / f"{name}.jsonl") for name in ("oktest", "llm_safeguard")}
+    result = {
+        "recipe": "guard-research",
+        "steps": {
+            name: step.manifest.model_dump(include={"wall_seconds", "cpu_seconds", "peak_memory_mib"})
+            for name, step in steps.items()
+        },
+        "training": dict(steps["trained"].manifest.notes),
+        "answers": unsafe_answers(guard, train, {name: test[name] for name in (*PAIRS, *ANSWERS)}),
+        "texts": harmful_texts(guard, asked, texts),
+        "severity": severity(guard, train, test["graded"]),
+        "refusals": {name: refusals(guard, test[name]) for name in ("refusals", "risky")},
+        "safe_answers_flagged": {
+            name: plain(value)
+            for name in ("flagged_after_harmful", "flagged_after_benign", "flagged_gap")
+            if (value := getattr(quality, name)) is not None
+        },
+        "prompts_flagged": {
+            f"{name}, {kind}": flagged(guard, rows)
+            for name, all_rows in others.items()
+            for kind, harm in (("harmful", True), ("benign", False))
+            if (rows := [row for row in all_rows if row.is_harmful is harm])
+        },
+    }
+    print(save("guard-research", result).relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    main()
