@@ -36,7 +36,7 @@ test: $(READY)  ## The tests that need no network, no real model and no other pr
 	$(PYTEST)
 
 test-all: $(READY)  ## All tests: real models, long ones, other programs (Chromium and its driver must be there).
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[scale]' crowd-kit openai
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[scale]' crowd-kit openai 'trl==1.16.*'
 	$(BIN)/equipoise models install smollm2-135m minilm
 	$(PYTEST) -m 'not gpu'
 

@@ -6,10 +6,12 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Annotated
 
 import pytest
+from pydantic import Field
 
-from equipoise.config import Config, InputPath, ModelRef, find_inputs, read_yaml
+from equipoise.config import Config, InputPath, IsAside, ModelRef, find_inputs, read_yaml
 from equipoise.errors import ConfigError, DataError, RunStoppedError
 from equipoise.lineage import (
     Outcome,
@@ -25,6 +27,11 @@ from equipoise.lineage import (
 from equipoise.machine import versions
 
 
+class Pace(Config):
+    workers: Annotated[int, Field(ge=1), IsAside()] = 1
+    rounds: int = 1
+
+
 class Files(Config):
     train: InputPath | None = None
     more: tuple[InputPath, ...] = ()
@@ -35,6 +42,7 @@ class Settings(Config):
     data: InputPath | None = None
     files: Files = Files()
     model: ModelRef = "minilm"
+    pace: Pace = Pace()
     times: int = 2
     place: Path = Path("not/an/input")
 
@@ -92,6 +100,14 @@ def test_the_same_inputs_are_skipped(tmp_path: Path, data: Path) -> None:
     first = produce(tmp_path / "out", STEP, Settings(data=data))
     again = produce(tmp_path / "out", STEP._replace(build=never), Settings(data=data))
     assert again == Outcome(first.manifest, skipped=True)
+
+
+def test_a_setting_that_changes_nothing_of_what_comes_out_may_differ(tmp_path: Path) -> None:
+    first = produce(tmp_path / "out", STEP, Settings(pace=Pace(workers=4)))
+    assert first.manifest.config["pace"] == {"workers": 4, "rounds": 1}
+    assert produce(tmp_path / "out", STEP._replace(build=never), Settings()).skipped
+    with pytest.raises(ConfigError, match="holds another run"):
+        produce(tmp_path / "out", STEP, Settings(pace=Pace(rounds=2)))
 
 
 def test_inputs_that_moved_are_still_the_same(tmp_path: Path, data: Path) -> None:

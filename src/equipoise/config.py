@@ -27,6 +27,10 @@ class IsInput:
     """Marks a setting that names something to read; its content is part of a run's identity."""
 
 
+class IsAside:
+    """Marks a setting that changes how a run goes but not what comes out; it may differ on a resume."""
+
+
 InputPath = Annotated[Path, IsInput()]
 """A file or folder that the run reads."""
 
@@ -186,6 +190,18 @@ def find_inputs(
                     raise DataError(f"{where}: {item}: no such file or folder")
                 found[where] = Path(item)
     return found
+
+
+def deciding(config: BaseModel) -> dict[str, Any]:
+    """Return the settings as plain values, without those marked `IsAside`."""
+    settings = config.model_dump(mode="json")
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        if any(isinstance(mark, IsAside) for mark in field.metadata):
+            del settings[name]
+        elif isinstance(value, BaseModel):
+            settings[name] = deciding(value)
+    return settings
 
 
 def _marked(annotation: Any) -> bool:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from pydantic import JsonValue
 
 from equipoise import __version__
-from equipoise.config import Config, find_inputs, to_yaml
+from equipoise.config import Config, deciding, find_inputs, to_yaml
 from equipoise.errors import ConfigError, EquipoiseError, RunStoppedError
 from equipoise.machine import cpu_seconds, processor, versions
 from equipoise.manifests import (
@@ -174,7 +174,7 @@ def identify(step: Step, config: Config) -> Identity:
     inputs = {
         name: Source(path=str(path), sha256=content_hash(path)) for name, path in find_inputs(config).items()
     }
-    settings = config.model_dump(mode="json")
+    settings = deciding(config)
     for name, source in inputs.items():
         _replace(settings, name, source.sha256)
     identity = json.dumps({"step": step.name, "version": step.version, "config": settings}, sort_keys=True)

@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import typer
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from equipoise import __version__
@@ -94,3 +96,13 @@ def test_a_broken_torch_is_reported_and_not_fatal(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert "cannot be imported: libfancy.so" in done.stdout
+
+
+def test_models_are_merged_with_equal_weights_unless_told(tiny_llama: Path, tmp_path: Path) -> None:
+    words = ["merge", str(tiny_llama), str(tiny_llama), "--out", str(tmp_path / "out"), "--json"]
+    found = json.loads(CliRunner().invoke(app, words).stdout.splitlines()[-1])
+    assert found["weights"] == [0.5, 0.5]
+    ours, theirs = (load_file(place / "model.safetensors") for place in (tmp_path / "out", tiny_llama))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    result = CliRunner().invoke(app, [*words[:-1], "--weight", "0.9", "--weight", "0.9", "--force"])
+    assert "sum to 1.8; expected 1" in str(result.exception)

@@ -164,3 +164,11 @@ def test_settings_come_from_default_file_option_and_override(
     assert found["exchanges"] == [str(data / "e.jsonl")]
     assert found["max_tokens"] == 99
     assert (found["optim"]["lr"], found["optim"]["seed"], found["optim"]["epochs"]) == (2e-5, 3, 1)
+
+
+def test_a_mixture_is_trained_on_pairs(call: Call, data: Path, tiny_encoder: Path, tmp_path: Path) -> None:
+    sets = (f"backbone={tiny_encoder}", "layers=2", "unit=pair", "restarts=1")
+    words = ["train", "mixture", "--data", data / "p.jsonl", "--out", tmp_path / "out"]
+    found = json.loads(call(*words, *(w for s in sets for w in ("--set", s)), "--json").stdout)
+    assert found["out"] == str(tmp_path / "out")
+    assert (tmp_path / "out" / "card.md").is_file()

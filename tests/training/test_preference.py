@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from equipoise.config import parse_config
 from equipoise.data.io import write_records
 from equipoise.errors import ConfigError, DataError
 from equipoise.lineage import Outcome, Run, Step, produce
@@ -22,7 +23,6 @@ from equipoise.training.preference import (
     TRAIN_PREFERENCE,
     PreferenceConfig,
     PreferenceOptim,
-    order_pairs,
     train_preference,
 )
 
@@ -64,79 +64,6 @@ def log_of(place: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (place / "out" / "log.jsonl").read_text().splitlines()]
 
 
-# (better, is_safe of both) -> index chosen by SafeDPO and by DPO, None where left out
-ORDERS: list[tuple[Choice | None, tuple[bool | None, bool | None], int | None, int | None]] = [
-    (0, (True, True), 0, 0),
-    (1, (True, True), 1, 1),
-    (0, (False, True), 1, 0),  # the safe one, whatever is more helpful
-    (1, (True, False), 0, 1),
-    (None, (True, False), 0, None),
-    ("tie", (False, True), 1, None),
-    ("tie", (True, True), None, None),
-    (0, (False, False), None, 0),
-    (0, (None, True), None, 0),
-    (None, (True, True), None, None),
-]
-
-
-@pytest.mark.parametrize("objective", ["safe_dpo", "dpo"])
-def test_the_chosen_response_comes_first(tmp_path: Path, tiny_llama: Path, objective: str) -> None:
-    tokenizer = load_causal(tiny_llama, device="cpu").tokenizer
-    config = config_for(tmp_path, SAFE_PAIRS, tiny_llama, objective=objective)
-    for better, safe, *chosen in ORDERS:
-        expected = chosen[objective == "dpo"]
-        kept, left_out = order_pairs(tokenizer, [pair("x", better, safe)], config)
-        assert len(kept) == (expected is not None)
-        assert sum(left_out.values()) == (expected is None)
-        if expected is not None:
-            texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in kept[0].row.responses]
-            assert texts == [(GOOD, OTHER)[expected], (GOOD, OTHER)[1 - expected]]
-            assert kept[0].chosen_unsafe == (safe[expected] is False)
-            assert kept[0].rejected_unsafe == (safe[1 - expected] is False)
-
-
-def test_what_is_left_out_is_counted_by_reason(tmp_path: Path, tiny_llama: Path) -> None:
-    long = pair("long", prompt="water " * 100)
-    pairs = [*SAFE_PAIRS, pair("u", 0, (False, False)), pair("t", "tie"), pair("n", None), long]
-    config = config_for(tmp_path, pairs, tiny_llama, max_tokens=100)
-    notes = train(tmp_path, config).manifest.notes
-    assert notes["rows"] == 4
-    assert notes["left_out"] == {
-        "both unsafe": 1,
-        "no preference or safety label": 2,
-        "over 100 tokens": 1,
-    }
-    dpo_config = config.model_copy(update={"objective": "dpo"})
-    tokenizer = load_causal(tiny_llama, device="cpu").tokenizer
-    kept, left_out = order_pairs(tokenizer, pairs, dpo_config)
-    assert len(kept) == 5
-    assert left_out == {"no preference, or a tie": 2, "over 100 tokens": 1}
-    assert all(len(pair.row.responses[0]) > 1 and pair.row.length <= 100 for pair in kept)
-
-
-def test_max_pairs_takes_a_seeded_choice(tmp_path: Path, tiny_llama: Path) -> None:
-    tokenizer = load_causal(tiny_llama, device="cpu").tokenizer
-    pairs = [pair(str(i)) for i in range(30)]
-
-    def chosen(seed: int, most: int | None) -> list[list[int]]:
-        config = config_for(tmp_path, pairs, tiny_llama, max_pairs=most, optim={"seed": seed})
-        return [p.row.prompt for p in order_pairs(tokenizer, pairs, config)[0]]
-
-    assert len(chosen(0, 7)) == 7
-    assert chosen(0, 7) == chosen(0, 7) == chosen(0, None)[:7]
-    assert chosen(0, 7) != chosen(1, 7)
-    assert len(chosen(0, None)) == 30
-
-
-def test_a_pair_may_follow_another_label(tmp_path: Path, tiny_llama: Path) -> None:
-    tokenizer = load_causal(tiny_llama, device="cpu").tokenizer
-    one = pair("x", 0, safer=1, overall=1)
-    for label, first in (("better", GOOD), ("safer", OTHER), ("overall", OTHER)):
-        config = config_for(tmp_path, [one], tiny_llama, objective="dpo", preference=label)
-        kept, _ = order_pairs(tokenizer, [one], config)
-        assert tokenizer.decode(kept[0].row.responses[0], skip_special_tokens=True) == first
-
-
 def minus_log_sigmoid(x: float) -> float:
     return math.log1p(math.exp(-x))
 
@@ -148,6 +75,8 @@ def minus_log_sigmoid(x: float) -> float:
         ("safe_dpo", {}, SAFE_PAIRS, math.log(2)),
         ("safe_dpo", {"delta": 3.0}, MIXED_PAIRS[4:], minus_log_sigmoid(-3.0)),
         ("safe_dpo", {"delta": 3.0}, MIXED_PAIRS, (4 * math.log(2) + 2 * minus_log_sigmoid(-3.0)) / 6),
+        ("ipo", {}, SAFE_PAIRS, 5.0**2),
+        ("bfpo", {}, MIXED_PAIRS, (4 * 50.0**2 + 2 * 100.0**2) / 6),
     ],
 )
 def test_the_first_loss_has_a_closed_form(
@@ -178,6 +107,72 @@ def plain_logps(folder: Path, prompt: str, response: str) -> tuple[float, int]:
     return logps[len(before) - 1 :].sum().item(), len(answer)
 
 
+@pytest.mark.parametrize("objective", ["simpo", "orpo"])
+def test_without_a_reference_the_first_loss_is_that_of_the_probabilities_per_token(
+    tmp_path: Path, tiny_llama: Path, objective: str
+) -> None:
+    good, bad = (plain_logps(tiny_llama, "how do i bake bread a", text) for text in (GOOD, OTHER))
+    w, l = good[0] / good[1], bad[0] / bad[1]  # noqa: E741
+    odds = w - l - (math.log1p(-math.exp(w)) - math.log1p(-math.exp(l)))
+    expected = {
+        "simpo": minus_log_sigmoid(2.0 * (w - l) - 1.0),
+        "orpo": -w + 0.1 * minus_log_sigmoid(odds),
+    }
+    train(tmp_path, config_for(tmp_path, [pair("a")], tiny_llama, objective=objective))
+    (first,) = log_of(tmp_path)
+    assert first["loss"] == pytest.approx(expected[objective], rel=1e-5)
+    assert first["accuracy"] == float(w > l)
+
+
+def test_weights_and_severity_reach_the_loss(tmp_path: Path, tiny_llama: Path) -> None:
+    grave = pair("x", 0, (True, False)).model_copy(
+        update={"answers": (Answer(response=GOOD, is_safe=True), Answer(response=OTHER, severity=2))}
+    )
+    settings = {"objective": "dpo", "objective_params": {"severity_margin": 1.5}, "severity_weight": 0.5}
+    train(tmp_path, config_for(tmp_path, [grave, pair("a")], tiny_llama, **settings))
+    expected = (2 * minus_log_sigmoid(-3.0) + math.log(2)) / 3  # weights 2 and 1, of mean 1
+    assert log_of(tmp_path)[0]["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_policy_aligned_before_is_the_margin_reward_of_modpo(tmp_path: Path, tiny_llama: Path) -> None:
+    optim = {"lr": 1e-2, "epochs": 3, "schedule": "constant"}
+    first, second = tmp_path / "first", tmp_path / "second"
+    train(first, config_for(first, [pair("a"), pair("b", 1)], tiny_llama, tune="full", optim=optim))
+    margin = {"policy": str(first / "out"), "policy_beta": 0.5}
+    params = {"beta": 0.5, "weight": 0.4}
+    settings: dict[str, Any] = {"objective": "modpo", "margin": margin, "objective_params": params}
+    train(second, config_for(second, [pair("a")], tiny_llama, **settings))
+
+    def reward(text: str) -> float:
+        prompt = "how do i bake bread a"
+        return 0.5 * (plain_logps(first / "out", prompt, text)[0] - plain_logps(tiny_llama, prompt, text)[0])
+
+    m = reward(GOOD) - reward(OTHER)
+    assert m > 0.1
+    expected = minus_log_sigmoid(-(1 - 0.4) * m / 0.4)
+    assert log_of(second)[0]["loss"] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("objective", "margin", "got"), [("modpo", None, "none with modpo"), ("dpo", "m", "one with dpo")]
+)
+def test_a_margin_goes_with_the_objectives_that_use_it(objective: str, margin: str | None, got: str) -> None:
+    given = {"pairs": ["p.jsonl"], "objective": objective, "margin": margin and {"policy": margin}}
+    with pytest.raises(ConfigError, match=f"run.yaml: margin: is what modpo, .*, got {got}"):
+        parse_config(PreferenceConfig, given, "run.yaml")
+
+
+@pytest.mark.parametrize("setting", ["severity_weight", "severity_margin"])
+def test_a_severity_setting_without_severities_is_an_error(
+    tmp_path: Path, tiny_llama: Path, setting: str
+) -> None:
+    one = pair("x", 0, (None, None))
+    more = {"severity_weight": 1.0} if setting == "severity_weight" else {"objective_params": {setting: 1.0}}
+    config = config_for(tmp_path, [one], tiny_llama, objective="dpo", **more)
+    with pytest.raises(DataError, match=rf"{setting}: no pair has the severity of both answers"):
+        train(tmp_path, config)
+
+
 def test_a_loss_of_ones_own_sees_every_pair_in_its_place(tmp_path: Path, tiny_llama: Path) -> None:
     seen: list[PairLogps] = []
 
@@ -195,7 +190,7 @@ def test_a_loss_of_ones_own_sees_every_pair_in_its_place(tmp_path: Path, tiny_ll
     for prompt, chosen, rejected in ((f, GOOD, OTHER), (e, OTHER, GOOD)):
         good, good_len = plain_logps(tiny_llama, prompt, chosen)
         bad, bad_len = plain_logps(tiny_llama, prompt, rejected)
-        expected = [good, bad, good, bad, good_len, bad_len, 0.0, 1.0]
+        expected = [good, bad, good, bad, good_len, bad_len, 0.0, 1.0, 0.0, 1.0, 0.0]
         match = min(found.values(), key=lambda row: abs(row[0] - expected[0]))
         assert match == pytest.approx(expected, abs=1e-3)
     assert log_of(tmp_path)[0]["loss"] == pytest.approx(
@@ -289,6 +284,14 @@ def test_the_reference_is_not_computed_again(tmp_path: Path, tiny_llama: Path, w
     [
         ({"objective_params": {"bta": 1.0}}, r"'safe_dpo' takes no 'bta' \(did you mean 'beta'\?\)"),
         ({"objective": "safedpo"}, r"no objective 'safedpo' \(did you mean 'safe_dpo'\?\)"),
+        (
+            {"objective": "simpo", "objective_params": {"gama": 1.0}},
+            r"'simpo' takes no 'gama' \(did you mean 'gamma'\?\); it takes: beta, gamma",
+        ),
+        (
+            {"objective": "ipo", "objective_params": {"tau": 0.0}},
+            r"objective_params: ipo: tau: got 0\.0; expected above 0",
+        ),
     ],
 )
 def test_a_mistake_in_the_objective_is_one_line(
@@ -298,6 +301,29 @@ def test_a_mistake_in_the_objective_is_one_line(
         train(tmp_path, config_for(tmp_path, SAFE_PAIRS, tiny_llama, **settings))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out" / "started.json").exists()
+
+
+def test_safety_labels_of_single_answers_are_for_unpaired_objectives() -> None:
+    with pytest.raises(ValueError, match="is_safe labels single answers, got objective dpo; expected kto"):
+        PreferenceConfig(pairs=(Path("p.jsonl"),), objective="dpo", preference="is_safe")
+
+
+def test_single_answers_have_no_weights_of_pairs() -> None:
+    given = {"pairs": ["p.jsonl"], "objective": "kto", "preference": "is_safe", "severity_weight": 1.0}
+    with pytest.raises(ConfigError, match=r"run\.yaml: preference: is_safe makes no pairs, got"):
+        parse_config(PreferenceConfig, given, "run.yaml")
+
+
+def test_what_is_left_out_is_told_in_one_line(
+    tmp_path: Path, tiny_llama: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    same = pair("same").model_copy(update={"answers": (Answer(response=GOOD), Answer(response=GOOD))})
+    config = config_for(tmp_path, [pair("a"), same], tiny_llama, objective="dpo")
+    notes = train(tmp_path, config).manifest.notes
+    assert notes["rows"] == 1
+    assert notes["left_out"] == {"with equal responses": 1}
+    told = "pairs left out: 1 with equal responses; 1 are trained on"
+    assert told in capsys.readouterr().err.splitlines()
 
 
 def test_nothing_left_is_an_error_that_says_why(tmp_path: Path, tiny_llama: Path) -> None:

@@ -19,6 +19,7 @@ from equipoise.cli import (  # noqa: F401  the people and stats modules register
     generate,
     judge,
     models,
+    one_shot,
     prompts,
     responses,
     run,
@@ -44,6 +45,7 @@ app.command()(generate.generate)
 app.add_typer(responses.app, name="responses")
 app.add_typer(curate.app, name="curate")
 app.add_typer(annotate.app, name="annotate")
+app.command("one-shot")(one_shot.one_shot)
 app.add_typer(train.app, name="train")
 app.command()(calibrate.calibrate)
 app.command()(judge.moderate)

@@ -4,7 +4,8 @@ from typing import Annotated
 
 import typer
 
-from equipoise.cli.common import JsonFlag, emit
+from equipoise.cli.common import ForceFlag, JsonFlag, OutOption, emit, gather
+from equipoise.extras import require
 
 app = typer.Typer(no_args_is_help=True, help="The built-in models: what there is, and how to get it.")
 
@@ -48,6 +49,30 @@ def install_models(
     folders = {name: str(install(name)) for name in wanted}
     text = "\n".join(f"{name}: {folder}" for name, folder in folders.items())
     emit({"installed": folders}, as_json, text)
+
+
+@app.command("merge")
+def merge_models(
+    models: Annotated[list[str], typer.Argument(help="Folders or names; all tuned from the same model.")],
+    *,
+    out: OutOption,
+    weights: Annotated[
+        list[float] | None,
+        typer.Option("--weight", help="Of each model, in order; they sum to 1. Equal if not given."),
+    ] = None,
+    force: ForceFlag = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Average the weights of models: a point between what each was tuned for (rewarded soups)."""
+    require("equipoise models merge", "train")
+    from equipoise.lineage import produce
+    from equipoise.models.merge import MERGE
+
+    shares = weights or [1 / len(models)] * len(models)
+    outcome = produce(out, MERGE, gather(MERGE, {"models": models, "weights": shares}), force=force)
+    result = {"out": str(out), "skipped": outcome.skipped, **outcome.manifest.notes}
+    parts = ", ".join(f"{share:.3g} {model}" for model, share in zip(models, shares, strict=True))
+    emit(result, as_json, f"{parts}\nwrote {out}")
 
 
 def doctor(as_json: JsonFlag = False) -> None:

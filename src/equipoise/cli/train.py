@@ -46,3 +46,4 @@ _add("sft", "exchanges", "Fine-tune a policy on the safe responses of exchanges.
 _add(
     "preference", "pairs", "Align a policy on pairs by a preference objective, SafeDPO unless said otherwise."
 )
+_add("mixture", "pairs", "Train the rewards of groups that want different things, by EM on pairs.")

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 import httpx2
 from pydantic import Field, JsonValue, field_validator
 
-from equipoise.config import Config
+from equipoise.config import Config, IsAside
 from equipoise.errors import ConfigError
 from equipoise.generation.replies import FailedError, Reply, assemble, message_of, parse_reply
 from equipoise.generation.usage import Price
@@ -50,25 +50,25 @@ class EndpointConfig(Config):
 
     url: str
     """Base address, for example http://localhost:8000/v1."""
-    api_key_env: str | None = None
+    api_key_env: Annotated[str | None, IsAside()] = None
     """Name of the environment variable that holds the key."""
-    concurrency: Annotated[int, Field(ge=1)] = 16
+    concurrency: Annotated[int, Field(ge=1), IsAside()] = 16
     """Requests at a time."""
-    tries: Annotated[int, Field(ge=1)] = 8
+    tries: Annotated[int, Field(ge=1), IsAside()] = 8
     """Requests for one answer before it is given up."""
-    first_wait_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.5
+    first_wait_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False), IsAside()] = 0.5
     """Wait after the first failure; it doubles from try to try, up to a minute."""
-    timeout_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 600.0
+    timeout_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False), IsAside()] = 600.0
     """For one request, from first to last byte."""
-    stream: bool = False
+    stream: Annotated[bool, IsAside()] = False
     """Ask for a stream, for servers that do nothing else."""
     extra: dict[str, JsonValue] = {}
     """Fields to send as they are, for example chat_template_kwargs."""
-    journal: Path | None = None
+    journal: Annotated[Path | None, IsAside()] = None
     """Keep the answers here, so that other runs and forced ones ask for none of them again. Without it
     they are kept until the run is complete."""
-    price: Price | None = None
-    prices: dict[str, Price] = {}
+    price: Annotated[Price | None, IsAside()] = None
+    prices: Annotated[dict[str, Price], IsAside()] = {}
     """Of models that have another price, by name."""
 
     @field_validator("url")

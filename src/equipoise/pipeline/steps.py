@@ -29,9 +29,13 @@ STEPS = {
     "guard.calibrate": "equipoise.pipeline.calibrate:CALIBRATE",
     "train.scorer": "equipoise.training.scorer:TRAIN_SCORER",
     "train.sft": "equipoise.training.sft:TRAIN_SFT",
+    "train.mixture": "equipoise.training.mixture_run:TRAIN_MIXTURE",
+    "models.merge": "equipoise.models.merge:MERGE",
+    "one-shot": "equipoise.pipeline.one_shot:ONE_SHOT",
     "train.preference": "equipoise.training.preference:TRAIN_PREFERENCE",
     "evaluate": "equipoise.evaluation.steps:EVALUATE",
     "evaluate.detection": "equipoise.evaluation.detection:DETECTION",
+    "evaluate.scorer": "equipoise.evaluation.scorer_run:SCORER_QUALITY",
     "report": "equipoise.evaluation.report.build:REPORT",
 }
 """Name in a recipe -> where the step lies; imported when it is used, since some need torch."""

@@ -5,12 +5,12 @@ response is read in windows, and the loss of its row is that of its pooled logit
 what it will judge by.
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, model_validator
 
-from equipoise.config import Config, InputPath, ModelRef, TaxonomyRef
+from equipoise.config import Config, InputPath, IsAside, ModelRef, TaxonomyRef
 from equipoise.data.io import read_exchanges, read_records
 from equipoise.lineage import Run, Step
 from equipoise.models.backbone import load_encoder
@@ -43,7 +43,7 @@ class GuardOptim(OptimSettings):
     batch_size: int = Field(default=32, ge=1)
     """Rows of one step; where look-alikes are ranked, prompts with all their rows."""
     weight_decay: float = Field(default=0.1, ge=0)
-    checkpoint_every: int = Field(default=200, ge=1)
+    checkpoint_every: Annotated[int, Field(ge=1), IsAside()] = 200
     log_every: int = Field(default=10, ge=1)
 
 

@@ -1,38 +1,47 @@
 """Align a policy on pairs: `equipoise train preference --set pairs=[FILE] --set objective=safe_dpo`.
 
 A pair is one row: the prompt once, both responses behind it. The reference is the model as it was
-loaded, so its log-probabilities are computed once, before the first step, and kept for a resume.
+loaded, so its log-probabilities are computed once, before the first step, and kept for a resume; a
+policy that goes on from the output of an earlier run has that run's result for its reference.
 """
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from equipoise.config import Config, InputPath, ModelRef, bind
+from equipoise.config import InputPath, ModelRef, bind
 from equipoise.data.io import read_records
-from equipoise.errors import DataError
+from equipoise.errors import ConfigError, DataError
 from equipoise.lineage import Run, Step
 from equipoise.models.backbone import load_causal
-from equipoise.models.checkpoints import load_tensors, save_tensors
-from equipoise.models.layout import Row, response_logps, token_budget_batches
-from equipoise.objectives.preference import (
-    PREFERENCE_LOSSES,
-    PairLogps,
-    implicit_accuracy,
-    implicit_reward_margin,
-    safe_dpo_order,
-)
-from equipoise.progress import track
+from equipoise.models.layout import Row
+from equipoise.objectives.multi_objective import MULTI_OBJECTIVE_LOSSES
+from equipoise.objectives.preference import PREFERENCE_LOSSES, REFERENCE_FREE, PairLogps
+from equipoise.objectives.unpaired import UNPAIRED_LOSSES, LabelledLogps
+from equipoise.progress import say
 from equipoise.records import Pair
 from equipoise.training.cards import model_card
+from equipoise.training.margins import MarginSettings, Ordered, policy_margins, scorer_margins
+from equipoise.training.pair_order import (
+    OrderedPair,
+    PairSettings,
+    label_answers,
+    no_severity,
+    order_pairs,
+    told,
+)
+from equipoise.training.paired import PreferenceLosses, pair_task
 from equipoise.training.policy import LoraSettings, Tune, prepare, save_policy
-from equipoise.training.policy_rows import PolicyBatch, make_row
-from equipoise.training.trainer import OptimSettings, Task, fit
+from equipoise.training.reference import reference_logps
+from equipoise.training.trainer import OptimSettings, fit
+from equipoise.training.unpaired import UnpairedLosses, borrowed_rows, unpaired_task
+
+OBJECTIVES: dict[str, Callable[..., Tensor]] = PREFERENCE_LOSSES | MULTI_OBJECTIVE_LOSSES | UNPAIRED_LOSSES
+"""What `objective` may be; an unpaired one is given the answers of a pair one by one."""
 
 
 class PreferenceOptim(OptimSettings):
@@ -42,153 +51,133 @@ class PreferenceOptim(OptimSettings):
     tokens_per_micro_batch: int = Field(default=2048, ge=1)
 
 
-class PreferenceConfig(Config):
+class PreferenceConfig(PairSettings):
     """Settings of `train preference`."""
 
     pairs: tuple[InputPath, ...] = Field(min_length=1)
     model: ModelRef = "smollm2-135m"
-    objective: str = "safe_dpo"
     objective_params: dict[str, float] = {}
     """Keyword parameters of the objective, for example beta."""
-    preference: Literal["better", "safer", "overall"] = "better"
-    """Which label says who is chosen; SafeDPO reorders it by safety."""
+    margin: MarginSettings | None = None
+    """What else is wished for, as MODPO and its like need it."""
     tune: Tune = "lora"
     lora: LoraSettings = LoraSettings()
-    max_pairs: int | None = Field(default=None, ge=1)
-    """Take only this many pairs, in a seeded order."""
-    max_tokens: int = Field(default=512, ge=8)
-    """Pairs with more tokens (prompt and both responses) are left out and counted; none is cut."""
     optim: PreferenceOptim = PreferenceOptim()
 
-
-class OrderedPair(NamedTuple):
-    """A pair as the loss sees it."""
-
-    row: Row
-    """Responses are [chosen, rejected]."""
-    chosen_unsafe: bool
-    rejected_unsafe: bool
-
-
-class PreferenceLosses(nn.Module):
-    """The policy under training: one loss per pair."""
-
-    def __init__(self, policy: nn.Module, loss: Callable[[PairLogps], Tensor], beta: float) -> None:
-        """Wrap the policy and the objective; `beta` scales the implicit reward that is logged."""
-        super().__init__()
-        self.policy = policy
-        self.loss = loss
-        self.beta = beta
-        self.seen: list[Tensor] = []
-
-    def forward(self, batch: PolicyBatch) -> Tensor:
-        """Loss of each pair, [B]."""
-        pair = self.logps(batch)
-        margin = implicit_reward_margin(pair, beta=self.beta)
-        self.seen.append(torch.stack([margin, implicit_accuracy(pair)]).detach())
-        return self.loss(pair)
-
-    def metrics(self) -> dict[str, float]:
-        """Mean implicit reward margin and accuracy of this rank's pairs since the last call."""
-        if not self.seen:
-            return {}
-        margin, accuracy = torch.cat(self.seen, dim=1).mean(dim=1).tolist()
-        self.seen.clear()
-        return {"reward_margin": margin, "accuracy": accuracy}
-
-    def logps(self, batch: PolicyBatch) -> PairLogps:
-        """Log-probabilities of both responses of each pair under policy and reference."""
-        found = response_logps(self.policy, batch.rows)
-        reference, unsafe = batch.extras
-        sums, lengths = found.sums, found.lengths.to(found.sums.dtype)
-        return PairLogps(
-            chosen=sums[0::2],
-            rejected=sums[1::2],
-            ref_chosen=reference[0::2],
-            ref_rejected=reference[1::2],
-            chosen_len=lengths[0::2],
-            rejected_len=lengths[1::2],
-            chosen_unsafe=unsafe[0::2],
-            rejected_unsafe=unsafe[1::2],
-        )
+    @model_validator(mode="after")
+    def _fits_the_objective(self) -> "PreferenceConfig":
+        if self.preference == "is_safe" and self.objective not in UNPAIRED_LOSSES:
+            known = ", ".join(UNPAIRED_LOSSES)
+            raise ValueError(
+                f"preference: is_safe labels single answers, got objective {self.objective}; expected {known}"
+            )
+        if self.preference == "is_safe" and (self.both_unsafe_weight is not None or self.severity_weight):
+            raise ValueError("preference: is_safe makes no pairs, got a weight of pairs; expected none")
+        if (self.margin is not None) != (self.objective in MULTI_OBJECTIVE_LOSSES):
+            known = ", ".join(MULTI_OBJECTIVE_LOSSES)
+            got = "none" if self.margin is None else "one"
+            raise ValueError(
+                f"margin: is what {known} need and no other can use, got {got} with {self.objective}"
+            )
+        return self
 
 
 def train_preference(
     config: PreferenceConfig, run: Run, loss: Callable[[PairLogps], Tensor] | None = None
 ) -> None:
     """Align a policy into `run.out`; `loss` replaces the configured objective by a function of yours."""
-    objective = loss or bind(PREFERENCE_LOSSES, config.objective, config.objective_params)
+    objective: Callable[..., Tensor] = loss or objective_of(config)
     pairs = [record for path in config.pairs for record in read_records(path, Pair)]
     run.licences |= {pair.licence for pair in pairs}
     backbone = load_causal(config.model, device=config.optim.device, merge=True)
-    ordered, left_out = order_pairs(backbone.tokenizer, pairs, config)
-    if not ordered:
-        raise DataError(f"pairs: none is left to train on ({_told(left_out)})")
-    policy = prepare(backbone, config.tune, config.lora, config.optim.seed)
-    losses = PreferenceLosses(policy, objective, config.objective_params.get("beta", 0.1))
-    unsafe = torch.tensor([float(u) for pair in ordered for u in (pair.chosen_unsafe, pair.rejected_unsafe)])
-    reference = _reference_logps(policy, ordered, run.scratch, config.optim.tokens_per_micro_batch)
+    beta = config.objective_params.get("beta", 0.1)
+    seed = config.optim.seed
 
-    def collate(chosen: Sequence[int]) -> PolicyBatch:
-        both = torch.tensor([2 * i + k for i in chosen for k in (0, 1)])
-        return PolicyBatch(tuple(ordered[i].row for i in chosen), (reference[both], unsafe[both]))
+    def reference(policy: nn.Module, rows: Sequence[Row], name: str) -> tuple[Tensor, ...]:
+        path = run.scratch / f"{name}.safetensors"
+        return reference_logps(policy, rows, path, tokens_per_batch=config.optim.tokens_per_micro_batch)
 
-    lengths = [pair.row.length for pair in ordered]
-    task = Task(losses, lengths, [1] * len(ordered), collate, losses.metrics)
+    if config.objective in UNPAIRED_LOSSES and loss is None:
+        labelled, left_out = label_answers(backbone.tokenizer, pairs, config, seed)
+        _check_left(labelled, left_out)
+        policy = prepare(backbone, config.tune, config.lora, seed)
+        rows, borrowed = [one.row for one in labelled], borrowed_rows(labelled)
+        task = unpaired_task(
+            UnpairedLosses(policy, objective, beta),
+            labelled,
+            reference(policy, rows, "reference"),
+            borrowed,
+            reference(policy, borrowed, "reference-borrowed"),
+        )
+        wanted = sum(sum(one.desirable) for one in labelled)
+        run.notes |= {"desirable": wanted, "undesirable": sum(task.items) - wanted}
+    else:
+        ordered, left_out = order_pairs(backbone.tokenizer, pairs, config, seed)
+        _check_left(ordered, left_out)
+        _check_severity(ordered, config)
+        policy = prepare(backbone, config.tune, config.lora, seed)
+        rows = [one.row for one in ordered]
+        free = config.objective in REFERENCE_FREE and loss is None
+        logps = (torch.zeros(2),) * len(rows) if free else reference(policy, rows, "reference")
+        losses = PreferenceLosses(policy, objective, beta, has_reference=not free)
+        task = pair_task(
+            losses, ordered, logps, _margin_rewards(config, ordered, logps, run, backbone.tokenizer)
+        )
+
     fit(task, config.optim, run, label=f"training policy ({config.objective})")
     save_policy(backbone, policy, run.out)
-    run.notes |= {"rows": len(ordered), "left_out": dict(left_out), "tokens": sum(lengths)}
-    model_card(run, "Policy", config.model, f"aligned by {config.objective} on {len(ordered)} pairs")
+    run.notes |= {"rows": len(rows), "left_out": dict(left_out), "tokens": sum(r.length for r in rows)}
+    model_card(run, "Policy", config.model, f"aligned by {config.objective} on {len(rows)} pairs")
 
 
-def order_pairs(
-    tokenizer: Any, pairs: Sequence[Pair], config: PreferenceConfig
-) -> tuple[list[OrderedPair], Counter[str]]:
-    """Choose and order pairs for the objective; what is left out is counted by its reason."""
-    order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(config.optim.seed)).tolist()
-    kept: list[OrderedPair] = []
-    left_out: Counter[str] = Counter()
-    for index in order:
-        if config.max_pairs is not None and len(kept) == config.max_pairs:
-            break
-        pair = pairs[index]
-        unsafe = [None if answer.is_safe is None else not answer.is_safe for answer in pair.answers]
-        preferred = getattr(pair, config.preference)
-        if config.objective == "safe_dpo":
-            chosen = safe_dpo_order(preferred, unsafe[0], unsafe[1])
-            reason = "both unsafe" if unsafe == [True, True] else "no preference or safety label"
-        else:
-            chosen = preferred if preferred in (0, 1) else None
-            reason = "no preference, or a tie"
-        if chosen is None:
-            left_out[reason] += 1
-            continue
-        answers = (pair.answers[chosen], pair.answers[1 - chosen])
-        row = make_row(tokenizer, pair.prompt, [answer.response for answer in answers])
-        if row.length > config.max_tokens:
-            left_out[f"over {config.max_tokens} tokens"] += 1
-            continue
-        kept.append(OrderedPair(row, bool(unsafe[chosen]), bool(unsafe[1 - chosen])))
-    return kept, left_out
+def objective_of(config: PreferenceConfig) -> Callable[..., Tensor]:
+    """Return the configured objective with its parameters fixed, tried once on numbers of our own.
+
+    Raises:
+        ConfigError: There is no such objective or parameter, or a value that it cannot work with.
+    """
+    objective = bind(OBJECTIVES, config.objective, config.objective_params)
+    one = torch.ones(1)
+    try:
+        objective(LabelledLogps(*[one] * 4) if config.objective in UNPAIRED_LOSSES else PairLogps(*[one] * 8))
+    except ValueError as exc:
+        raise ConfigError(f"objective_params: {exc}") from exc
+    return objective
 
 
-def _reference_logps(policy: nn.Module, pairs: Sequence[OrderedPair], scratch: Path, budget: int) -> Tensor:
-    """Log-probabilities of [chosen, rejected] of each pair under the model as loaded, [2N]."""
-    path = scratch / "reference.safetensors"
-    if path.exists():
-        return load_tensors(path)["logps"]
-    lengths = [pair.row.length for pair in pairs]
-    out = torch.zeros(len(pairs), 2)
-    policy.eval()
-    with torch.no_grad():
-        for group in track(token_budget_batches(lengths, budget), "reference"):
-            out[group] = response_logps(policy, [pairs[i].row for i in group]).sums.float().cpu().view(-1, 2)
-    save_tensors(path, {"logps": out.flatten()})
-    return out.flatten()
+def _margin_rewards(
+    config: PreferenceConfig,
+    pairs: Sequence[OrderedPair],
+    reference: Sequence[Tensor],
+    run: Run,
+    tokenizer: Any,
+) -> Tensor | None:
+    if config.margin is None:
+        return None
+    if config.margin.scorer is not None:
+        texts = [Ordered(one.prompt, one.texts) for one in pairs]
+        return scorer_margins(config.margin, texts, config.optim.device)
+    return policy_margins(
+        config.margin,
+        [one.row for one in pairs],
+        reference,
+        run.scratch / "margin.safetensors",
+        tokenizer=tokenizer,
+        tokens_per_batch=config.optim.tokens_per_micro_batch,
+        device=config.optim.device,
+    )
 
 
-def _told(reasons: Counter[str]) -> str:
-    return ", ".join(f"{count} {reason}" for reason, count in reasons.items()) or "the files are empty"
+def _check_left(kept: Sequence[Any], left_out: Counter[str]) -> None:
+    if not kept:
+        raise DataError(f"pairs: none is left to train on ({told(left_out)})")
+    if left_out:
+        say(f"pairs left out: {told(left_out)}; {len(kept)} are trained on")
 
 
-TRAIN_PREFERENCE = Step("train.preference", 1, train_preference, config=PreferenceConfig)
+def _check_severity(pairs: Sequence[OrderedPair], config: PreferenceConfig) -> None:
+    if config.objective_params.get("severity_margin") and all(one.severity_gap is None for one in pairs):
+        raise no_severity("objective_params.severity_margin")
+
+
+TRAIN_PREFERENCE = Step("train.preference", 2, train_preference, config=PreferenceConfig)

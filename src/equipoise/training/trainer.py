@@ -13,7 +13,7 @@ import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import torch
 import transformers
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from equipoise.config import Config
+from equipoise.config import Config, IsAside
 from equipoise.errors import RunStoppedError
 from equipoise.lineage import Run, write_text
 from equipoise.models.backbone import Device, pick_device
@@ -45,10 +45,10 @@ class OptimSettings(Config):
     weight_decay: float = Field(default=0.0, ge=0)
     clip_norm: float = Field(default=1.0, gt=0)
     seed: int = 0
-    checkpoint_every: int = Field(default=10, ge=1)
+    checkpoint_every: Annotated[int, Field(ge=1), IsAside()] = 10
     """Optimiser steps between two checkpoints from which a killed run goes on."""
     log_every: int = Field(default=1, ge=1)
-    report_to: tuple[str, ...] = ()
+    report_to: Annotated[tuple[str, ...], IsAside()] = ()
     """Logging integrations of transformers, for example `tensorboard`."""
     device: Device = "auto"
     bf16: bool = False
@@ -76,6 +76,8 @@ class Task(NamedTuple):
     """Indices of examples -> a batch."""
     metrics: Callable[[], dict[str, float]] = dict
     """More numbers for the log, of what was seen since the last call."""
+    before_step: Callable[[nn.Module, Sequence[tuple[Any, float]]], None] | None = None
+    """Sees the model as wrapped, and this rank's micro-batches and weights, before a step's first one."""
 
 
 class _StepBatch(NamedTuple):
@@ -160,6 +162,9 @@ class _StepTrainer(Trainer):  # type: ignore[misc]
         Ranks average their gradients, so each counts its terms `world_size` times.
         """
         model.train()
+        if self.task.before_step is not None:
+            with self.compute_loss_context_manager():
+                self.task.before_step(model, [(b.to(self.args.device), weight) for b, weight in step.micros])
         total = torch.zeros((), device=self.args.device)
         scale = self.args.world_size / step.items
         for number, (batch, weight) in enumerate(step.micros, start=1):

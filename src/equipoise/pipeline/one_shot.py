@@ -1,0 +1,160 @@
+"""Pairs of a policy that keeps a budget, from scored responses: MoCAN's and PeCAN's one-shot step.
+
+Responses of the reference with reward and cost give the multiplier (`objectives/constraints.py`), and
+pseudo-preferences drawn from r - k c are pairs that plain DPO learns from: its policy is then the one that
+is best under the budget. Huang et al. 2024. In: rows of `score` over a file of `generate -k`, several
+responses to each prompt. Out: pairs with `overall`, for `train preference --set preference=overall
+objective=dpo` with the same beta.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from equipoise.config import Config, InputPath
+from equipoise.data.io import parse_record, write_records
+from equipoise.data.rows import Row, read_rows
+from equipoise.errors import DataError
+from equipoise.lineage import Run, Step
+from equipoise.objectives.constraints import (
+    DualSolution,
+    draw_preferences,
+    lagrangian,
+    solve_dual,
+    tilted_mean,
+)
+from equipoise.records import Answer, Pair, Prompt
+
+
+class OneShotConfig(Config):
+    """Settings of `one-shot`."""
+
+    scored: InputPath
+    """Rows of `score`: a prompt's fields with response, reward and cost; at least two of each prompt."""
+    budget: float = 0.0
+    """Mean cost that the policy may have, in units of the cost."""
+    beta: float = Field(default=0.1, gt=0)
+    """Weight of the divergence from the reference, as the training after it has."""
+    multiplier: float | None = Field(default=None, ge=0)
+    """Takes the place of the one that keeps the budget."""
+    pairs_per_prompt: int = Field(default=1, ge=1)
+    """At most; each response is in one pair, so half as many as there are responses can be had."""
+    seed: int = 0
+
+
+class Scored(NamedTuple):
+    """A response of the reference."""
+
+    text: str
+    reward: float
+    cost: float
+
+
+class Asked(NamedTuple):
+    """A prompt with its scored responses."""
+
+    prompt: Prompt
+    responses: list[Scored]
+
+
+def one_shot(config: OneShotConfig, run: Run) -> None:
+    """Find the multiplier and write pseudo-preferences to `run.out`."""
+    left_out: Counter[str] = Counter()
+    asked = read_scored(config.scored, left_out)
+    reward = torch.tensor([[one.reward for one in each.responses] for each in asked], dtype=torch.float64)
+    cost = torch.tensor([[one.cost for one in each.responses] for each in asked], dtype=torch.float64)
+    solution = _solve(reward, cost, config)
+    run.licences |= {each.prompt.licence for each in asked}
+    total = lagrangian(reward, cost, solution.multiplier)
+    written = write_records(run.out, pseudo_pairs(asked, total, config.pairs_per_prompt, config.seed))
+    run.notes |= {
+        "pairs": written,
+        "prompts": len(asked),
+        "responses": reward.shape[1],
+        "left_out": dict(left_out),
+        "multiplier": round(solution.multiplier, 6),
+        "constraint": solution.state if config.multiplier is None else "given",
+        "cost_of_reference": round(cost.mean().item(), 6),
+        "cost_expected": round(solution.cost, 6),
+        "reward_of_reference": round(reward.mean().item(), 6),
+        "reward_expected": round(solution.reward, 6),
+    }
+
+
+def read_scored(path: Path, left_out: Counter[str]) -> list[Asked]:
+    """Return prompts with as many responses each; what is left out is counted by its reason.
+
+    Prompts with fewer responses than others are left out: all count alike in the dual.
+
+    Raises:
+        DataError: A row is no prompt with response, reward and cost, or no prompt has two responses.
+    """
+    asked: dict[str, Asked] = {}
+    for row in read_rows(path):
+        if row.values.get("error") is not None:
+            left_out["error"] += 1
+            continue
+        prompt = parse_record(_only_prompt(row), Prompt)
+        asked.setdefault(prompt.id, Asked(prompt, [])).responses.append(_scored(row))
+    most = max((len(each.responses) for each in asked.values()), default=0)
+    if most < 2:
+        raise DataError(f"{path}: no prompt has two responses; expected rows of `score` over `generate -k`")
+    left_out["prompts with fewer responses"] = sum(len(each.responses) < most for each in asked.values())
+    return [each for each in asked.values() if len(each.responses) == most]
+
+
+def pseudo_pairs(asked: list[Asked], totals: Tensor, per_prompt: int, seed: int) -> Iterator[Pair]:
+    """Pair the responses of each prompt in a seeded order, and draw who is preferred from totals [P, K]."""
+    generator = torch.Generator().manual_seed(seed)
+    for (prompt, responses), total in zip(asked, totals, strict=True):
+        order = torch.randperm(len(responses), generator=generator)
+        for number in range(min(per_prompt, len(responses) // 2)):
+            both = order[2 * number : 2 * number + 2]
+            overall = int(draw_preferences(total[both[0]] - total[both[1]], generator))
+            first, second = (responses[i] for i in both.tolist())
+            yield Pair(
+                id=f"{prompt.id}-p{number}",
+                prompt=prompt.prompt,
+                answers=(Answer(response=first.text), Answer(response=second.text)),
+                overall=0 if overall == 0 else 1,
+                source=prompt.source,
+                licence=prompt.licence,
+                label_origin="model:scorer",
+                taxonomy=prompt.taxonomy,
+                provenance={"lagrangian": [round(value, 6) for value in total[both].tolist()]},
+            )
+
+
+def _solve(reward: Tensor, cost: Tensor, config: OneShotConfig) -> DualSolution:
+    if config.multiplier is not None:
+        k, beta = config.multiplier, config.beta
+        found = [tilted_mean(values, reward, cost, k, beta=beta).item() for values in (cost, reward)]
+        return DualSolution(k, "active", *found)
+    solution = solve_dual(reward, cost, budget=config.budget, beta=config.beta)
+    if solution.state == "infeasible":
+        raise DataError(
+            f"budget: got {config.budget:g}, but the cheapest responses cost {solution.cost:.4g} on average;"
+            " expected more than that, or more responses of each prompt"
+        )
+    return solution
+
+
+def _only_prompt(row: Row) -> Row:
+    return row._replace(values={name: row.values[name] for name in row.values if name in Prompt.model_fields})
+
+
+def _scored(row: Row) -> Scored:
+    text, reward, cost = (row.values.get(name) for name in ("response", "reward", "cost"))
+    if not isinstance(text, str) or not isinstance(reward, int | float) or not isinstance(cost, int | float):
+        raise DataError(
+            f"{row.path}:{row.line}: expected a prompt with response, reward and cost, as `score` writes"
+        )
+    return Scored(text, float(reward), float(cost))
+
+
+ONE_SHOT = Step("one-shot", 1, one_shot, writes_file=True, config=OneShotConfig)

@@ -1,0 +1,131 @@
+"""Margin rewards of pairs: what else is wished for, from a scorer or from a policy aligned with it.
+
+`multi_objective.py` says what they are for: MODPO weighs them against the label of a pair, and `soft_dpo`
+learns from them alone.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from equipoise.config import Config, InputPath, ModelRef
+from equipoise.errors import ModelError
+from equipoise.models.backbone import load_causal
+from equipoise.models.features import TextPair, embed, encode_pair
+from equipoise.models.layout import Row, token_budget_batches
+from equipoise.models.scorer import RowBatch, ScorerModel, load_scorer_model
+from equipoise.objectives.multi_objective import implicit_rewards
+from equipoise.progress import track
+from equipoise.records import Conversation, text_of
+from equipoise.training.policy_rows import make_row
+from equipoise.training.reference import reference_logps
+
+
+class MarginSettings(Config):
+    """Where margin rewards come from: a scorer, or a policy and its implicit reward."""
+
+    scorer: InputPath | None = None
+    """Margin = reward_weight reward - cost_weight cost; for `soft_dpo` the latter is the multiplier."""
+    reward_weight: float = 0.0
+    cost_weight: float = Field(default=1.0, ge=0)
+    policy: ModelRef | None = None
+    """Aligned from the very model that is trained here, for example by DPO on `safer`."""
+    policy_beta: float = Field(default=0.1, gt=0)
+    """beta of that policy's training."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "MarginSettings":
+        if (self.scorer is None) == (self.policy is None):
+            got = "none" if self.scorer is None else "both"
+            raise ValueError(f"margin: expected a scorer or a policy, got {got}")
+        return self
+
+
+class Ordered(NamedTuple):
+    """A pair in the order in which it is learned from."""
+
+    prompt: Conversation
+    responses: tuple[str, str]
+    """Chosen and rejected."""
+
+
+def scorer_margins(settings: MarginSettings, pairs: Sequence[Ordered], device: str = "auto") -> Tensor:
+    """Margin reward of each pair from a scorer, [B] on the CPU.
+
+    Raises:
+        ModelError: The scorer was not trained for a head that is asked for.
+    """
+    if settings.scorer is None:
+        raise ModelError("margin.scorer: got none; expected a folder of `equipoise train scorer`")
+    model = load_scorer_model(settings.scorer, device)
+    wanted: dict[Literal["reward", "cost"], float] = {
+        "reward": settings.reward_weight,
+        "cost": settings.cost_weight,
+    }
+    for head, weight in wanted.items():
+        if weight and head not in model.card.trained:
+            raise ModelError(
+                f"{settings.scorer}: was not trained for {head}; its heads: {model.card.trained}"
+            )
+    rewards, costs = _scores(model, pairs)
+    total = settings.reward_weight * rewards - settings.cost_weight * costs
+    return total[0::2] - total[1::2]
+
+
+@torch.no_grad()
+def _scores(model: ScorerModel, pairs: Sequence[Ordered]) -> tuple[Tensor, Tensor]:
+    """Rewards and costs of chosen and rejected in turn, [2B] each."""
+    model.eval()
+    parts: list[tuple[Tensor, Tensor]] = []
+    if model.card.trunk == "pooled":
+        texts = [TextPair(text_of(one.prompt), text) for one in pairs for text in one.responses]
+        features = embed(model.trunk, [encode_pair(model.tokenizer, text) for text in texts])  # type: ignore[arg-type]
+        device = next(model.heads.parameters()).device
+        rewards, costs = model(features.to(device))
+        return rewards.cpu(), costs.cpu()
+    rows = [make_row(model.tokenizer, one.prompt, one.responses) for one in pairs]
+    groups = token_budget_batches([row.length for row in rows], 4096)
+    for group in track(groups, "margin rewards"):
+        rewards, costs = model(RowBatch(tuple(rows[i] for i in group)))
+        parts.append((rewards.view(-1, 2).cpu(), costs.view(-1, 2).cpu()))
+    place = torch.tensor([i for group in groups for i in group]).argsort()
+    rewards, costs = (torch.cat(column)[place].flatten() for column in zip(*parts, strict=True))
+    return rewards, costs
+
+
+def policy_margins(
+    settings: MarginSettings,
+    rows: Sequence[Row],
+    reference: Sequence[Tensor],
+    path: Path,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    tokens_per_batch: int,
+    device: str = "auto",
+) -> Tensor:
+    """Margin reward of each pair from a policy: beta (log pi - log pi_ref), chosen less rejected, [B].
+
+    Args:
+        settings: Name the policy.
+        rows: Responses are [chosen, rejected].
+        reference: [chosen, rejected] log-probabilities of each row under the reference, nats.
+        path: Keeps the policy's log-probabilities for a resume.
+        tokenizer: That the rows were made with; the policy's has to be the same.
+        tokens_per_batch: Tokens of one forward pass.
+        device: Where to compute.
+    """
+    if settings.policy is None:
+        raise ModelError("margin.policy: got none; expected a policy aligned from the same model")
+    backbone = load_causal(settings.policy, device=device, merge=True)
+    if backbone.tokenizer.get_vocab() != tokenizer.get_vocab():
+        raise ModelError(
+            f"margin.policy: {settings.policy}: has another tokenizer than the model trained here"
+        )
+    logps = torch.stack(reference_logps(backbone.model, rows, path, tokens_per_batch=tokens_per_batch))
+    implicit = implicit_rewards(logps, torch.stack(list(reference)), beta=settings.policy_beta)
+    return implicit[:, 0] - implicit[:, 1]

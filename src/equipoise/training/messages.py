@@ -1,0 +1,147 @@
+"""Message-wise alignment of a policy: a scorer scores tokens, scores make masks, losses look through masks.
+
+`objectives/message_wise.py` says what is learned. A scorer that reads a language model's last token
+(`trunk: last`) is asked after every token of a response, so that each token has the amount by which it made
+the response better or worse. All masks are made before the first step, over all data, so that they depend
+neither on the batches nor on what the policy learns.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from equipoise.config import Config, InputPath
+from equipoise.errors import ModelError
+from equipoise.models.layout import Row, hidden_states, lay_out, response_logps, token_budget_batches
+from equipoise.models.scorer import ScorerModel
+from equipoise.objectives.message_wise import TokenPairs, masked_pairs, message_mask, score_increments
+from equipoise.objectives.preference import implicit_accuracy, implicit_reward_margin
+from equipoise.progress import track
+from equipoise.training.policy_rows import PolicyBatch
+from equipoise.training.trainer import Task
+
+
+class MessageSettings(Config):
+    """Which tokens of a response are learned from."""
+
+    scorer: InputPath
+    """Of `trunk: last`, with the tokenizer of the policy. Score = reward_weight reward - cost_weight cost."""
+    reward_weight: float = Field(default=0.0, ge=0)
+    cost_weight: float = Field(default=1.0, ge=0)
+    baseline: float | None = None
+    """What the score of a token is compared with; the mean over all tokens where None."""
+    threshold: float = Field(default=0.3, ge=0)
+    """By how much a score must be beyond the baseline to end a message, in standard deviations."""
+
+
+@torch.no_grad()
+def token_scores(
+    model: ScorerModel,
+    rows: Sequence[Row],
+    settings: MessageSettings,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    tokens_per_batch: int = 4096,
+) -> list[Tensor]:
+    """By how much each response token changes the score of what stands before it, [tokens] of each row.
+
+    Raises:
+        ModelError: The scorer reads more than a last token, or has other tokens than the rows.
+    """
+    if model.card.trunk != "last":
+        raise ModelError(f"{settings.scorer}: reads whole responses, trunk {model.card.trunk}; expected last")
+    if model.tokenizer.get_vocab() != tokenizer.get_vocab():
+        raise ModelError(f"{settings.scorer}: has another tokenizer than the policy; expected the same")
+    model.eval()
+    device = next(model.parameters()).device
+    out: list[Tensor] = [torch.empty(0)] * len(rows)
+    for group in track(token_budget_batches([row.length for row in rows], tokens_per_batch), "token scores"):
+        batch = lay_out(model.trunk, [rows[i] for i in group]).to(device)
+        rewards, costs = model.heads(hidden_states(model.trunk, batch).float())
+        scores = settings.reward_weight * rewards - settings.cost_weight * costs  # [B, T]
+        at = (batch.segments > 0).nonzero(as_tuple=True)  # in the order of the batch's response tokens
+        is_first = torch.cat([batch.slots.new_ones(1), batch.slots.diff()]) > 0
+        before = scores[batch.rows, batch.predictors][is_first]
+        found = score_increments(scores[at], batch.slots, before).cpu()
+        counts = [sum(map(len, rows[i].responses)) for i in group]
+        for i, mine in zip(group, torch.split(found, counts), strict=True):
+            out[i] = mine
+    return out
+
+
+def kept_tokens(
+    scores: Sequence[Tensor], rows: Sequence[Row], settings: MessageSettings, chosen: Sequence[bool]
+) -> list[Tensor]:
+    """Which response tokens of each row count, bool; `chosen` says of each response of a row what it is.
+
+    For pairs it is (True, False).
+    """
+    lengths = torch.tensor([len(response) for row in rows for response in row.responses])
+    slots = torch.arange(len(lengths)).repeat_interleave(lengths)
+    kept = message_mask(
+        torch.cat(list(scores)),
+        slots,
+        torch.tensor([*chosen] * len(rows)),
+        baseline=settings.baseline,
+        threshold=settings.threshold,
+    )
+    return list(torch.split(kept, [len(row_scores) for row_scores in scores]))
+
+
+@torch.no_grad()
+def reference_tokens(policy: nn.Module, rows: Sequence[Row], *, tokens_per_batch: int) -> list[Tensor]:
+    """Log-probability in nats of each response token under the policy as it is, [tokens] of each row."""
+    policy.eval()
+    out: list[Tensor] = [torch.empty(0)] * len(rows)
+    for group in track(token_budget_batches([row.length for row in rows], tokens_per_batch), "reference"):
+        tokens = response_logps(policy, [rows[i] for i in group]).tokens.float().cpu()
+        counts = [sum(map(len, rows[i].responses)) for i in group]
+        for i, mine in zip(group, torch.split(tokens, counts), strict=True):
+            out[i] = mine
+    return out
+
+
+class MessageLosses(nn.Module):
+    """The policy under training: one message-wise loss per pair."""
+
+    def __init__(self, policy: nn.Module, loss: Callable[[TokenPairs], Tensor], beta: float) -> None:
+        """Wrap the policy and the objective; `beta` scales the implicit reward that is logged."""
+        super().__init__()
+        self.policy = policy
+        self.loss = loss
+        self.beta = beta
+        self.seen: list[Tensor] = []
+
+    def forward(self, batch: PolicyBatch) -> Tensor:
+        """Loss of each pair, [B]; the extras are the reference's log-probabilities and the mask, [N] each."""
+        found = response_logps(self.policy, batch.rows)
+        reference, kept = batch.extras
+        slots = torch.arange(len(found.lengths), device=kept.device).repeat_interleave(found.lengths)
+        tokens = TokenPairs(found.tokens, reference, slots, kept, len(batch.rows))
+        pair = masked_pairs(tokens)
+        logged = [implicit_reward_margin(pair, beta=self.beta), implicit_accuracy(pair)]
+        self.seen.append(torch.stack(logged).detach())
+        return self.loss(tokens)
+
+    def metrics(self) -> dict[str, float]:
+        """Mean implicit reward margin and accuracy, of what counts, since the last call."""
+        if not self.seen:
+            return {}
+        margin, accuracy = torch.cat(self.seen, dim=1).mean(dim=1).tolist()
+        self.seen.clear()
+        return {"reward_margin": margin, "accuracy": accuracy}
+
+
+def message_task(
+    losses: MessageLosses, rows: Sequence[Row], reference: Sequence[Tensor], kept: Sequence[Tensor]
+) -> Task:
+    """Return what to train on pairs: rows of [chosen, rejected], with what is known of their tokens."""
+
+    def collate(chosen: Sequence[int]) -> PolicyBatch:
+        extras = (torch.cat([reference[i] for i in chosen]), torch.cat([kept[i] for i in chosen]))
+        return PolicyBatch(tuple(rows[i] for i in chosen), extras)
+
+    return Task(losses, [row.length for row in rows], [1] * len(rows), collate, losses.metrics)
