@@ -40,3 +40,21 @@ def test_the_reward_does_not_move_the_head_of_the_cost(hidden: int) -> None:
     heads(torch.randn(3, 6))[0].sum().backward()
     assert all(p.grad is None for p in heads.cost.parameters())
     assert all(p.grad is not None for p in heads.reward.parameters())
+
+
+@pytest.mark.parametrize("hidden", [0, 4])
+def test_heads_of_categories_leave_the_other_scores_as_they_are(hidden: int) -> None:
+    torch.manual_seed(0)
+    plain = ScorerHeads(6, hidden, dropout=0.0)
+    torch.manual_seed(0)
+    more = ScorerHeads(6, hidden, dropout=0.0, categories=3)
+    x = torch.randn(4, 6)
+    found, none = more.every_score(x), plain.every_score(x)
+    assert torch.equal(found.reward, plain(x)[0])
+    assert torch.equal(found.cost, plain(x)[1])
+    assert (found.categories.shape, none.categories.shape) == ((4, 3), (4, 0))
+    found.categories[:, 1].sum().backward()
+    assert all(p.grad is None for p in more.cost.parameters())
+    assert more.categories is not None
+    last = more.categories if hidden == 0 else more.categories[-1]
+    assert last.bias.grad.tolist() == [0.0, 4.0, 0.0]

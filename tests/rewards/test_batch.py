@@ -13,6 +13,7 @@ from equipoise.models.scorer import ScorerCard, ScorerModel, load_trunk
 from equipoise.records import Exchange
 from equipoise.rewards.batch import SCORE, ScoreConfig
 from equipoise.rewards.learned import load_scorer
+from equipoise.taxonomy import load_taxonomy
 
 ROWS = [
     {"id": "a", "prompt": "how do i bake bread", "response": "mix flour and water", "mine": {"x": 1}},
@@ -22,11 +23,12 @@ ROWS = [
 ]
 
 
-def make_scorer(folder: Path, encoder: Path, trained: tuple[str, ...] = ("reward", "cost")) -> Path:
+def make_scorer(
+    folder: Path, encoder: Path, trained: tuple[str, ...] = ("reward", "cost"), **fields: Any
+) -> Path:
     torch.manual_seed(1)
-    card = ScorerCard.model_validate(
-        {"backbone": str(encoder), "trunk": "pooled", "layers": 2, "hidden": 6, "trained": trained}
-    )
+    about = {"backbone": str(encoder), "trunk": "pooled", "layers": 2, "hidden": 6, "trained": trained}
+    card = ScorerCard.model_validate(about | fields)
     model = ScorerModel(card, load_trunk("pooled", str(encoder), "cpu"))
     model.trunk.requires_grad_(False)
     folder.mkdir()
@@ -67,6 +69,19 @@ def test_a_head_that_was_not_trained_is_null(
     _, rows = score(tmp_path, make_scorer(tmp_path / "scorer", tiny_encoder, (head,)))
     assert isinstance(rows[0][head], float)
     assert rows[0][other] is None
+
+
+def test_a_scorer_of_categories_gives_the_cost_of_each_too(tmp_path: Path, tiny_encoder: Path) -> None:
+    taxonomy = load_taxonomy("beavertails14")
+    folder = make_scorer(tmp_path / "scorer", tiny_encoder, taxonomy=taxonomy)
+    _, rows = score(tmp_path, folder)
+    assert list(rows[2])[-3:] == ["reward", "cost", "category_costs"]
+    assert tuple(rows[2]["category_costs"]) == taxonomy.names
+    found = load_scorer(folder, "cpu")([Exchange(id="a", prompt="hi", response="yes")])[0]
+    assert found.category_costs is not None
+    values = {name: score.value for name, score in found.category_costs.items()}
+    assert len(set(values.values())) == 14
+    assert rows[2]["category_costs"] == pytest.approx(values, abs=1e-5)
 
 
 def test_a_folder_that_is_no_scorer_is_one_line(tmp_path: Path, tiny_encoder: Path) -> None:

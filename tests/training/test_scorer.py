@@ -11,22 +11,24 @@ import torch
 from torch import nn
 
 from equipoise.config import parse_config
+from equipoise.data.check import FoundError
 from equipoise.data.io import write_records
 from equipoise.errors import ConfigError, DataError
 from equipoise.lineage import Outcome, produce
 from equipoise.models.backbone import load_encoder
+from equipoise.models.heads import Scores
 from equipoise.models.scorer import load_scorer_model
 from equipoise.records import Answer, Exchange, Pair
 from equipoise.rewards.learned import Scorer, load_scorer
+from equipoise.taxonomy import load_taxonomy
 from equipoise.training.scorer import (
     TRAIN_SCORER,
-    PairLabels,
     ScorerBatch,
     ScorerConfig,
     ScorerLosses,
     ScorerOptim,
-    pair_labels,
 )
+from equipoise.training.scorer_labels import pair_labels
 
 FILLER = ["mix", "flour", "water", "salt", "and", "wait", "until", "the", "dough", "has", "doubled"]
 GOOD, BAD = "kind", "mountains"
@@ -177,22 +179,133 @@ def test_ties_train_no_rank_term() -> None:
     assert model.cost.grad.tolist() == pytest.approx([sigmoid, 0.0])  # the sign term of answer 0 alone
 
 
-def test_labels_become_numbers_and_missing_ones_minus_one() -> None:
-    labels, trained = pair_labels([pair(better=1), pair(safer="tie", is_safe=(False, False)), pair()])
-    assert isinstance(labels, PairLabels)
-    assert [column.tolist() for column in labels] == [[1, -1, -1], [-1, -1, -1], [-1, 1, -1], [-1, 1, -1]]
-    assert trained == ("reward", "cost")
+def test_the_settings_of_severity_and_of_unsafe_pairs_reach_the_loss() -> None:
+    """Answer 1 is the safer by two levels, and both are unsafe; its cost is the higher one."""
+    answers = (
+        Answer(response="a", is_safe=False, severity=3),
+        Answer(response="b", is_safe=False, severity=1),
+    )
+    subject = Pair(id="p", prompt="ask", answers=answers, safer=1)
+    settings = {"severity_margin": 0.4, "both_unsafe_weight": 0.25, "rank_weight": 2.0, "centring": 0.0}
+    rank = 2.0 * 0.25 * minus_log_sigmoid(0.5 - 1.5 - 0.4 * 2)
+    signs = minus_log_sigmoid(0.5) + minus_log_sigmoid(1.5)
+    assert loss_of(subject, Fixed(), **settings).item() == pytest.approx(rank + signs, rel=1e-12)
 
 
-def test_a_contradiction_names_the_pair_and_the_command_that_mends_it() -> None:
-    with pytest.raises(DataError, match=r"here: p7: .*`equipoise data check") as caught:
-        pair_labels([pair(safer=1, is_safe=(True, False))])
+class FixedCategories(Fixed):
+    """Costs of 19 categories too, of both answers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.by_category = nn.Parameter(torch.linspace(-1, 1, 38, dtype=torch.float64).reshape(2, 19))
+
+    def every_score(self, inputs: torch.Tensor) -> Scores:
+        return Scores(self.reward, self.cost, self.by_category)
+
+
+def test_the_costs_of_categories_add_their_mean_and_leave_unrated_ones_alone() -> None:
+    names = load_taxonomy("pku19").names
+    violent = Answer(
+        response="a", is_safe=False, categories={names[2]}, rated={names[2], names[5]}, severity=3
+    )
+    harmless = Answer(response="b", is_safe=True)
+    subject = Pair(id="p", prompt="ask", answers=(violent, harmless))
+    labels, _, taxonomy = pair_labels([subject], categories=True)
+    assert taxonomy is not None
+    model = FixedCategories()
+    config = ScorerConfig(
+        pairs=(Path("x"),), category_weight=0.5, sign_weight=0.7, severity_margin=0.1, centring=0.0
+    )
+    loss = ScorerLosses(model, config)(ScorerBatch(torch.zeros(2), labels))
+    costs = model.by_category.tolist()
+    total = 0.0
+    for k in range(19):
+        total += 0.7 * minus_log_sigmoid(-costs[1][k])  # the safe answer is of no category
+        if k == 2:
+            total += 0.7 * minus_log_sigmoid(costs[0][k]) + minus_log_sigmoid(costs[0][k] - costs[1][k] - 0.3)
+        if k == 5:
+            total += 0.7 * minus_log_sigmoid(-costs[0][k])
+    overall = 0.7 * (minus_log_sigmoid(0.5) + minus_log_sigmoid(-1.5))
+    assert loss.item() == pytest.approx(overall + 0.5 * total / 19, rel=1e-12)
+    loss.sum().backward()
+    assert model.by_category.grad is not None
+    assert (model.by_category.grad[0] != 0).nonzero().flatten().tolist() == [2, 5]
+
+
+def test_a_scorer_of_categories_finds_each_by_its_own_head(tmp_path: Path, tiny_encoder: Path) -> None:
+    """The planted word makes an answer of one category; the other category never occurs."""
+    mine, other = load_taxonomy("pku19").names[:2]
+    pairs = [
+        p.model_copy(
+            update={
+                "answers": tuple(
+                    a.model_copy(update={"categories": frozenset() if a.is_safe else frozenset({mine})})
+                    for a in p.answers
+                )
+            }
+        )
+        for p in planted(160, 0)
+    ]
+    settings = {"hidden": 32, "dropout": 0.1, "category_weight": 4.0, "optim": {"lr": 3e-3, "epochs": 20}}
+    train(tmp_path, pairs, tiny_encoder, **settings)
+    found = load_scorer(tmp_path / "scorer", "cpu")([p.exchange(k) for p in planted(60, 1) for k in (0, 1)])
+    unsafe = [not a.is_safe for p in planted(60, 1) for a in p.answers]
+    costs = [f.category_costs for f in found]
+    right = [c is not None and (c[mine].value > 0) == bad for c, bad in zip(costs, unsafe, strict=True)]
+    assert sum(right) / len(right) >= 0.9
+    assert all(c is not None and c[other].value < 0 for c in costs)
+    assert all(c is not None and c[mine].polarity == "higher_is_worse" for c in costs)
+
+
+def test_nothing_of_it_changes_a_run_that_does_not_ask_for_it(tmp_path: Path, tiny_encoder: Path) -> None:
+    train(tmp_path, planted(8, 0), tiny_encoder)
+    assert load_scorer(tmp_path / "scorer", "cpu").model.heads.categories is None
+    found = load_scorer(tmp_path / "scorer", "cpu")([Exchange(id="e", prompt="ask", response="hi")])[0]
+    assert found.category_costs is None
+
+
+def test_a_severity_margin_needs_severities(tmp_path: Path, tiny_encoder: Path) -> None:
+    unknown = [
+        p.model_copy(update={"answers": tuple(a.model_copy(update={"is_safe": None}) for a in p.answers)})
+        for p in planted(4, 0)
+    ]
+    with pytest.raises(DataError, match="severity_margin: no pair has answers of two known severities"):
+        train(tmp_path, unknown, tiny_encoder, severity_margin=0.5)
+
+
+CONTRARY = pair(safer=1, is_safe=(True, False)).model_copy(update={"id": "contrary"})
+
+
+@pytest.mark.parametrize(
+    ("mode", "rows", "counts"),
+    [
+        ("drop", 8, {"dropped": 1, "flipped": 0, "kept": 0}),
+        ("flip", 9, {"dropped": 0, "flipped": 1, "kept": 0}),
+        ("keep", 9, {"dropped": 0, "flipped": 0, "kept": 1}),
+    ],
+)
+def test_contradictions_are_treated_as_asked_and_counted(
+    *,
+    tmp_path: Path,
+    tiny_encoder: Path,
+    capsys: pytest.CaptureFixture[str],
+    mode: str,
+    rows: int,
+    counts: dict[str, int],
+) -> None:
+    outcome = train(tmp_path, [*planted(8, 0), CONTRARY], tiny_encoder, on_contradiction=mode)
+    assert outcome.manifest.notes["rows"] == rows
+    assert outcome.manifest.notes["contradicting"] == counts
+    assert f"pairs that contradict: {counts['dropped']} dropped" in capsys.readouterr().err
+
+
+def test_a_contradiction_stops_the_training_and_names_the_place_and_the_way_on(
+    tmp_path: Path, tiny_encoder: Path
+) -> None:
+    with pytest.raises(FoundError, match=r"not trained \(`on_contradiction` drop, flip or keep") as caught:
+        train(tmp_path, [*planted(8, 0), CONTRARY], tiny_encoder)
+    assert "pairs.jsonl:9: safer: a safe answer ranks above" in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-def test_pairs_without_any_label_are_an_error() -> None:
-    with pytest.raises(DataError, match="pairs: no row has a label"):
-        pair_labels([pair(better="tie", safer="tie")])
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from equipoise.errors import DataError, TaxonomyError, near
 from equipoise.records import Answer, Exchange, Labels, Pair, Prompt, text_of
 from equipoise.taxonomy import Taxonomy, load_taxonomy
 
-CONTRADICTIONS = frozenset({"contradiction", "safer", "conflict"})
+CONTRADICTIONS = frozenset({"contradiction", "safer", "conflict", "preference"})
 """Kinds of finding that are about labels and not about the file; `on_contradiction` is for these."""
 
 Judged = dict[bytes, tuple[bool, str]]

@@ -42,25 +42,51 @@ class GuardHeads(nn.Module):
         return GuardLogits(self.severity(hidden), self.categories(hidden), self.refusal(hidden))
 
 
-class ScorerHeads(nn.Module):
-    """Reward (higher is better) and cost (higher is worse, above 0 is unsafe), a head for each."""
+class Scores(NamedTuple):
+    """What the scorer's heads say."""
 
-    def __init__(self, features: int, hidden: int, dropout: float) -> None:
+    reward: Tensor
+    """[B] higher is better."""
+    cost: Tensor
+    """[B] higher is worse, above 0 is unsafe."""
+    categories: Tensor
+    """[B, C] the cost of each category: higher is worse, above 0 is of the category."""
+
+
+class ScorerHeads(nn.Module):
+    """Reward (higher is better) and cost (higher is worse, above 0 is unsafe), a head for each.
+
+    With `categories` there is a head for the costs of these too.
+    """
+
+    def __init__(self, features: int, hidden: int, dropout: float, categories: int = 0) -> None:
         """Make the heads for `features` inputs; `hidden` 0 gives plain linear heads."""
         super().__init__()
         self.norm = nn.LayerNorm(features)
         self.reward = _score_head(features, hidden, dropout)
         self.cost = _score_head(features, hidden, dropout)
+        self.categories = _score_head(features, hidden, dropout, categories) if categories else None
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """[B, F] -> reward [B] and cost [B]."""
         normed = self.norm(features)
         return self.reward(normed).squeeze(-1), self.cost(normed).squeeze(-1)
 
+    def every_score(self, features: Tensor) -> Scores:
+        """[B, F] -> also the costs of the categories; C is 0 without heads for them."""
+        reward, cost = self(features)
+        if self.categories is None:
+            return Scores(reward, cost, cost.new_zeros(len(cost), 0))
+        return Scores(reward, cost, self.categories(self.norm(features)))
 
-def _score_head(features: int, hidden: int, dropout: float) -> nn.Module:
+
+def _score_head(features: int, hidden: int, dropout: float, scores: int = 1) -> nn.Module:
     if not hidden:
-        return nn.Linear(features, 1)
+        return nn.Linear(features, scores)
     return nn.Sequential(
-        nn.Dropout(dropout), nn.Linear(features, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, 1)
+        nn.Dropout(dropout),
+        nn.Linear(features, hidden),
+        nn.GELU(),
+        nn.Dropout(dropout),
+        nn.Linear(hidden, scores),
     )

@@ -22,8 +22,9 @@ from equipoise.models.checkpoints import (
     trainable,
 )
 from equipoise.models.features import PairBatch, PooledFeatures
-from equipoise.models.heads import ScorerHeads
+from equipoise.models.heads import ScorerHeads, Scores
 from equipoise.models.layout import Row, response_hidden
+from equipoise.taxonomy import Taxonomy
 
 Trunk = Literal["pooled", "last"]
 """What a head reads of a response: the mean of its tokens over several layers of any model, or a
@@ -50,6 +51,8 @@ class ScorerCard(BaseModel):
     cost_polarity: Literal["higher_is_worse"] = "higher_is_worse"
     trained: tuple[Literal["reward", "cost"], ...]
     """Heads that saw labels; the others are random and refuse to score."""
+    taxonomy: Taxonomy | None = None
+    """Of the categories that have a cost of their own, the scorer's own copy; None where none has."""
 
 
 class RowBatch(NamedTuple):
@@ -77,7 +80,8 @@ class ScorerModel(nn.Module):
             tuned = add_lora(backbone.model, rank=card.lora_rank) if card.lora_rank else backbone.model
             self.trunk = tuned
             width = int(backbone.model.config.hidden_size)
-        self.heads = ScorerHeads(width, card.hidden, card.dropout)
+        categories = 0 if card.taxonomy is None else len(card.taxonomy.names)
+        self.heads = ScorerHeads(width, card.hidden, card.dropout, categories)
 
     def features(self, inputs: PairBatch | RowBatch | Tensor) -> Tensor:
         """Features of each response, [R, F]; features computed before pass through."""
@@ -92,6 +96,10 @@ class ScorerModel(nn.Module):
         """Reward [R] and cost [R] of each response."""
         scores: tuple[Tensor, Tensor] = self.heads(self.features(inputs).float())
         return scores
+
+    def every_score(self, inputs: PairBatch | RowBatch | Tensor) -> Scores:
+        """Reward [R], cost [R] and the costs of the categories [R, C] of each response."""
+        return self.heads.every_score(self.features(inputs).float())
 
     def save(self, folder: Path) -> None:
         """Write what was trained, and the card."""

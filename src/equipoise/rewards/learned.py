@@ -25,6 +25,8 @@ class RewardCost(NamedTuple):
     """Higher is better."""
     cost: Score | None
     """Higher is worse; above 0 means unsafe."""
+    category_costs: dict[str, Score] | None = None
+    """Category -> its cost, above 0 means of the category; None of a scorer without such heads."""
 
 
 class Scorer:
@@ -41,15 +43,22 @@ class Scorer:
         if not exchanges:
             return []
         features = self._features(exchanges)
-        rewards, costs = self.model(features.to(next(self.model.heads.parameters()).device))
-        if not (torch.isfinite(rewards).all() and torch.isfinite(costs).all()):
+        scores = self.model.every_score(features.to(next(self.model.heads.parameters()).device))
+        if not all(torch.isfinite(part).all() for part in scores):
             raise ModelError("the scorer's answer is not finite")
-        return [self._pair(r, c) for r, c in zip(rewards.tolist(), costs.tolist(), strict=True)]
+        return [self._of(*each) for each in zip(*(part.tolist() for part in scores), strict=True)]
 
-    def _pair(self, reward: float, cost: float) -> RewardCost:
+    def _of(self, reward: float, cost: float, categories: Sequence[float]) -> RewardCost:
+        card = self.card
         return RewardCost(
-            Score(reward, self.card.reward_polarity) if "reward" in self.card.trained else None,
-            Score(cost, self.card.cost_polarity) if "cost" in self.card.trained else None,
+            Score(reward, card.reward_polarity) if "reward" in card.trained else None,
+            Score(cost, card.cost_polarity) if "cost" in card.trained else None,
+            {
+                name: Score(c, card.cost_polarity)
+                for name, c in zip(card.taxonomy.names, categories, strict=True)
+            }
+            if card.taxonomy
+            else None,
         )
 
     def _features(self, exchanges: Sequence[Exchange]) -> Tensor:

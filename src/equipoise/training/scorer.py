@@ -1,27 +1,31 @@
 """Train a scorer, reward and cost together: `equipoise train scorer --set pairs=[FILE] --out DIR`.
 
 Every pair trains the heads it has labels for: `better` the reward; `safer` the rank term of the cost
-and `is_safe` of each answer its sign terms. Ties train no rank term. With pooled features each answer
-is a row; where a language model's last token is read a pair is one row whose answers share the prompt.
+and `is_safe` of each answer its sign terms. Ties train no rank term. With `category_weight` each category
+has a cost of its own beside the overall one. With pooled features each answer is a row; where a language
+model's last token is read a pair is one row whose answers share the prompt.
 """
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from equipoise.config import Config, InputPath, ModelRef
-from equipoise.data.io import read_records
+from equipoise.config import Config, InputPath, IsAside, ModelRef
+from equipoise.data.resolve import OnContradiction
 from equipoise.errors import DataError
 from equipoise.lineage import Run, Step
 from equipoise.models.features import PairBatch, PairIds, TextPair, embed, encode_pair, pad_pairs
+from equipoise.models.heads import Scores
 from equipoise.models.scorer import RowBatch, ScorerCard, ScorerModel, Trunk, load_trunk
-from equipoise.objectives.scoring import CostPairs, RewardPairs, bradley_terry, cost
+from equipoise.objectives.scoring import CostPairs, RewardPairs, bradley_terry, category_cost, cost
+from equipoise.progress import say
 from equipoise.records import Pair, text_of
 from equipoise.training.cards import model_card
 from equipoise.training.policy_rows import make_row
+from equipoise.training.scorer_labels import PairLabels, pair_labels, read_pairs
 from equipoise.training.trainer import OptimSettings, Task, fit
 
 
@@ -32,7 +36,7 @@ class ScorerOptim(OptimSettings):
     epochs: int = Field(default=10, ge=1)
     batch_size: int = Field(default=32, ge=1)
     weight_decay: float = Field(default=0.05, ge=0)
-    checkpoint_every: int = Field(default=200, ge=1)
+    checkpoint_every: Annotated[int, Field(ge=1), IsAside()] = 200
     log_every: int = Field(default=10, ge=1)
 
 
@@ -54,8 +58,17 @@ class ScorerConfig(Config):
     """Margin of the reward's Bradley-Terry loss."""
     rank_weight: float = Field(default=1.0, ge=0)
     sign_weight: float = Field(default=1.0, ge=0)
+    severity_margin: float = Field(default=0.0, ge=0)
+    """Margin of the cost's rank terms for each level of severity between the two answers."""
+    both_unsafe_weight: float = Field(default=1.0, ge=0)
+    """What the cost's rank term of two unsafe answers counts for: 0 drops it, 1 keeps it."""
+    category_weight: float = Field(default=0.0, ge=0)
+    """Weight of the costs of single categories; 0 makes no heads for them."""
     centring: float = Field(default=0.001, ge=0)
     """Weight of the mean square of the scores, which keeps them near zero."""
+    on_contradiction: OnContradiction = "error"
+    """What becomes of pairs whose `safer` contradicts the safety labels, or that stand twice with
+    opposite preferences; see `equipoise data check --on-contradiction`."""
     optim: ScorerOptim = ScorerOptim()
 
     @model_validator(mode="after")
@@ -67,19 +80,6 @@ class ScorerConfig(Config):
         return self
 
 
-class PairLabels(NamedTuple):
-    """Labels of pairs, each [B]; `better` and `safer` are 0, 1 or -1, unsafe is 1, 0 or -1."""
-
-    better: Tensor
-    safer: Tensor
-    unsafe_0: Tensor
-    unsafe_1: Tensor
-
-    def pick(self, rows: Tensor) -> "PairLabels":
-        """Return the labels of some pairs."""
-        return PairLabels(*(tensor[rows] for tensor in self))
-
-
 class ScorerBatch(NamedTuple):
     """Inputs of both answers of each pair, answer 0 and answer 1 in turn, with their labels."""
 
@@ -88,7 +88,7 @@ class ScorerBatch(NamedTuple):
 
     def to(self, device: torch.device) -> "ScorerBatch":
         """Return the batch on another device."""
-        return ScorerBatch(self.inputs.to(device), PairLabels(*(t.to(device) for t in self.labels)))
+        return ScorerBatch(self.inputs.to(device), self.labels.to(device))
 
 
 class ScorerLosses(nn.Module):
@@ -102,27 +102,41 @@ class ScorerLosses(nn.Module):
 
     def forward(self, batch: ScorerBatch) -> Tensor:
         """Loss of each pair, [B]."""
-        rewards, costs = self.model(batch.inputs)
         labels, config = batch.labels, self.settings
+        if config.category_weight:
+            found: Scores = self.model.every_score(batch.inputs)  # type: ignore[operator]
+            rewards, costs, by_category = found
+        else:
+            rewards, costs = self.model(batch.inputs)
         reward_loss = bradley_terry(
             RewardPairs(rewards[0::2], rewards[1::2], labels.better),
             margin=config.margin,
             centring=config.centring,
         )
+        terms = {
+            "rank_weight": config.rank_weight,
+            "sign_weight": config.sign_weight,
+            "centring": config.centring,
+            "severity_margin": config.severity_margin,
+        }
         cost_loss = cost(
-            CostPairs(costs[0::2], costs[1::2], labels.safer, labels.unsafe_0, labels.unsafe_1),
-            rank_weight=config.rank_weight,
-            sign_weight=config.sign_weight,
-            centring=config.centring,
+            CostPairs(costs[0::2], costs[1::2], *labels.harm),
+            **terms,
+            both_unsafe_weight=config.both_unsafe_weight,
         )
+        if config.category_weight:
+            each = CostPairs(by_category[0::2], by_category[1::2], *labels.categories)
+            cost_loss = cost_loss + config.category_weight * category_cost(each, **terms)
         return reward_loss + cost_loss
 
 
 def train_scorer(config: ScorerConfig, run: Run) -> None:
     """Train a scorer into `run.out`: weights, card with polarity, and the training log."""
-    pairs = [record for path in config.pairs for record in read_records(path, Pair)]
+    pairs, treated = read_pairs(config.pairs, config.on_contradiction)
     run.licences |= {record.licence for record in pairs}
-    labels, trained = pair_labels(pairs)
+    labels, trained, taxonomy = pair_labels(pairs, categories=config.category_weight > 0)
+    if config.severity_margin and not labels.harm.severity_gap.any():
+        raise DataError("severity_margin: no pair has answers of two known severities; expected one, or 0")
     backbone = load_trunk(
         config.trunk,
         config.backbone,
@@ -139,6 +153,7 @@ def train_scorer(config: ScorerConfig, run: Run) -> None:
         dropout=config.dropout,
         lora_rank=config.lora_rank if config.tune == "lora" else 0,
         trained=trained,
+        taxonomy=taxonomy,
     )
     torch.manual_seed(config.optim.seed)
     model = ScorerModel(card, backbone)
@@ -147,6 +162,10 @@ def train_scorer(config: ScorerConfig, run: Run) -> None:
     fit(_task(model, pairs, labels, config), config.optim, run, label="training scorer")
     model.save(run.out)
     run.notes |= {"rows": len(pairs)}
+    if any(treated):
+        counts = {name: len(places) for name, places in treated._asdict().items()}
+        say(f"pairs that contradict: {', '.join(f'{n} {name}' for name, n in counts.items())}")
+        run.notes["contradicting"] = {**counts}
     model_card(
         run,
         "Scorer",
@@ -154,38 +173,6 @@ def train_scorer(config: ScorerConfig, run: Run) -> None:
         f"scores {' and '.join(trained)} of a response",
         {"reward": card.reward_polarity, "cost": card.cost_polarity},
     )
-
-
-def pair_labels(pairs: Sequence[Pair]) -> tuple[PairLabels, tuple[Literal["reward", "cost"], ...]]:
-    """Turn pairs into labels, and say which heads they train.
-
-    Raises:
-        DataError: No pair has a label, or `safer` contradicts `is_safe`.
-    """
-    rows = []
-    for pair in pairs:
-        unsafe = [-1 if answer.is_safe is None else int(not answer.is_safe) for answer in pair.answers]
-        if pair.safer in (0, 1) and unsafe[pair.safer] == 1 and unsafe[1 - pair.safer] == 0:
-            raise DataError(
-                f"{pair.source}: {pair.id}: safer names the unsafe answer of a pair with a safe one;"
-                " see `equipoise data check --on-contradiction`"
-            )
-        rows.append([_choice(pair.better), _choice(pair.safer), *unsafe])
-    table = torch.tensor(rows).reshape(-1, 4)
-    labels = PairLabels(*table.unbind(1))
-    has_reward = bool((labels.better >= 0).any())
-    has_cost = bool((table[:, 1:] >= 0).any())
-    if not has_reward and not has_cost:
-        raise DataError("pairs: no row has a label; expected better, safer or is_safe")
-    trained: tuple[Literal["reward", "cost"], ...] = (
-        *(("reward",) if has_reward else ()),
-        *(("cost",) if has_cost else ()),
-    )
-    return labels, trained
-
-
-def _choice(value: object) -> int:
-    return value if isinstance(value, int) else -1
 
 
 def _task(model: ScorerModel, pairs: Sequence[Pair], labels: PairLabels, config: ScorerConfig) -> Task:
