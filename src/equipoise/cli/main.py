@@ -24,6 +24,7 @@ from equipoise.cli import (  # noqa: F401  the people and stats modules register
     responses,
     run,
     serve,
+    sweep,
     train,
 )
 from equipoise.cli.usage import UsageError, explain, is_help
@@ -38,6 +39,7 @@ app = typer.Typer(
 )
 app.command()(run.demo)
 app.command()(run.run)
+app.command()(sweep.sweep)
 data.app.command()(export.export)
 app.add_typer(data.app, name="data")
 app.add_typer(prompts.app, name="prompts")

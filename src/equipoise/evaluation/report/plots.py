@@ -84,8 +84,8 @@ def stacked_bar(parts: Sequence[Part]) -> Markup:
 
 def plane(points: Sequence[Point], *, x_label: str, y_label: str, y_is_share: bool) -> Markup:
     """Runs by two goods, right and up is better; circle area shows a third quantity, an arrow the way."""
-    x_low, x_high = _range([p.x for p in points], 0, 1)
-    y_low, y_high = _range([p.y for p in points], *((0, 1) if y_is_share else (-math.inf, math.inf)))
+    x_low, x_high = limits([p.x for p in points], 0, 1)
+    y_low, y_high = limits([p.y for p in points], *((0, 1) if y_is_share else (-math.inf, math.inf)))
 
     def at(point: Point, x: float | None = None, y: float | None = None) -> tuple[str, float]:
         across = _scale(point.x.value if x is None else x, x_low, x_high)
@@ -93,11 +93,11 @@ def plane(points: Sequence[Point], *, x_label: str, y_label: str, y_is_share: bo
         return f"{_LEFT + across * (_RIGHT - _LEFT):.2f}%", round(_BOTTOM - up * (_BOTTOM - _TOP), 1)
 
     rows = []
-    for tick in _ticks(x_low, x_high):
+    for tick in ticks(x_low, x_high):
         x, _ = at(points[0], x=tick)
         rows.append(f'<line class="grid" x1="{x}" x2="{x}" y1="{_TOP}" y2="{_BOTTOM}"/>')
         rows.append(f'<text class="tick mid" x="{x}" y="{_BOTTOM + 18}">{100 * tick:.0f}%</text>')
-    for tick in _ticks(y_low, y_high):
+    for tick in ticks(y_low, y_high):
         _, y = at(points[0], y=tick)
         text = f"{100 * tick:.0f}%" if y_is_share else f"{tick:g}"
         rows.append(f'<line class="grid" x1="{_LEFT}%" x2="{_RIGHT}%" y1="{y}" y2="{y}"/>')
@@ -173,7 +173,7 @@ def _percent(value: float, low: float, high: float) -> str:
     return f"{100 * _scale(value, low, high):.2f}%"
 
 
-def _range(values: Sequence[Estimate], floor: float, ceiling: float) -> tuple[float, float]:
+def limits(values: Sequence[Estimate], floor: float, ceiling: float) -> tuple[float, float]:
     """Limits that hold every interval with some air, within the floor and the ceiling."""
     ends = [end for v in values for end in (v.low, v.value, v.high) if not math.isnan(end)]
     low, high = min(ends), max(ends)
@@ -182,10 +182,10 @@ def _range(values: Sequence[Estimate], floor: float, ceiling: float) -> tuple[fl
     return (low, high) if high > low else (low - 0.5, high + 0.5)
 
 
-def _ticks(low: float, high: float) -> list[float]:
+def ticks(low: float, high: float) -> list[float]:
     """Three to seven round numbers between two limits.
 
-    >>> _ticks(0.13, 0.92)
+    >>> ticks(0.13, 0.92)
     [0.2, 0.4, 0.6, 0.8]
     """
     rough = (high - low) / 5
