@@ -19,12 +19,15 @@ from equipoise.training.messages import (
     reference_tokens,
     token_scores,
 )
+from equipoise.training.pair_order import OrderedPair
 from equipoise.training.policy_rows import make_row
 
 TEXTS = [
     ("how do i bake bread", ["mix flour and water", "no"]),
     ("hi", ["a kind answer is better still", "the tides"]),
 ]
+
+WEIGHTS = (0.5, 1.5)
 
 
 def scorer(folder: Path, trunk: Trunk) -> ScorerModel:
@@ -79,15 +82,21 @@ def test_masks_are_made_over_all_data(rows: list[Row], tiny_llama: Path) -> None
 
 
 @pytest.mark.parametrize("whole", [True, False])
-def test_the_loss_of_a_model_is_that_of_what_counts(backbone: Backbone, rows: list[Row], whole: bool) -> None:
+def test_the_loss_of_a_model_is_that_of_what_counts(
+    tmp_path: Path, backbone: Backbone, rows: list[Row], whole: bool
+) -> None:
     model = backbone.model
-    reference = reference_tokens(model, rows, tokens_per_batch=64)
+    path = tmp_path / "reference.safetensors"
+    reference = reference_tokens(model, rows, path, tokens_per_batch=64)
+    again = reference_tokens(model, rows, path, tokens_per_batch=64)
+    assert all(torch.equal(mine, other) for mine, other in zip(reference, again, strict=True))
     reference = [tokens + 0.1 * number for number, tokens in enumerate(reference)]
     kept = [torch.ones(len(tokens), dtype=torch.bool) for tokens in reference]
     if not whole:
         kept[0][0] = kept[1][-1] = False
     losses = MessageLosses(model, adpo, beta=0.1)
-    task = message_task(losses, rows, reference, kept)
+    pairs = [OrderedPair(row, False, False, None, weight) for row, weight in zip(rows, WEIGHTS, strict=True)]
+    task = message_task(losses, pairs, reference, kept)
     assert task.items == [1, 1]
 
     model.zero_grad()
@@ -108,7 +117,7 @@ def test_the_loss_of_a_model_is_that_of_what_counts(backbone: Backbone, rows: li
     )
     ones, zeros = torch.ones(2), torch.zeros(2)
     pair = PairLogps(sums[0::2], sums[1::2], refs[0::2], refs[1::2], ones, ones, zeros, zeros)
-    expected = dpo(pair)
+    expected = dpo(pair) * torch.tensor(WEIGHTS)
     expected.sum().backward()
     torch.testing.assert_close(found.flip(0), expected, rtol=1e-5, atol=1e-6)
     for name, parameter in model.named_parameters():

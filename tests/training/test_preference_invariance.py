@@ -11,7 +11,9 @@ from transformers import AutoModelForCausalLM
 
 from equipoise.models.backbone import load_causal
 from equipoise.models.layout import Row, pack, response_logps, split_rows
+from equipoise.objectives.message_wise import MESSAGE_WISE_LOSSES
 from equipoise.objectives.unpaired import UNPAIRED_LOSSES
+from equipoise.training.messages import MessageLosses, message_task, reference_tokens
 from equipoise.training.pair_order import LabelledRow, OrderedPair
 from equipoise.training.paired import PreferenceLosses, pair_task
 from equipoise.training.policy_rows import make_row
@@ -59,11 +61,18 @@ class Step:
             lower = [logps - 1.0 for logps in reference(borrowed, "borrowed")]
             losses = UnpairedLosses(self.policy, loss, 0.1)
             self.task = unpaired_task(losses, labelled, reference(self.rows, "own"), borrowed, lower)
+            return
+        pairs = [
+            OrderedPair(row, *UNSAFE[i], severity_gap=i - 2, weight=0.5 + 0.1 * i)
+            for i, row in enumerate(self.rows)
+        ]
+        if objective in MESSAGE_WISE_LOSSES:
+            by_token = MessageLosses(self.policy, loss, 0.1)
+            known = reference_tokens(self.policy, self.rows, place / "own", tokens_per_batch=200)
+            moved = [tokens + one[0] / len(tokens) for tokens, one in zip(known, drift, strict=True)]
+            kept = [torch.arange(len(tokens)) % 3 > 0 for tokens in known]
+            self.task = message_task(by_token, pairs, moved, kept)
         else:
-            pairs = [
-                OrderedPair(row, *UNSAFE[i], severity_gap=i - 2, weight=0.5 + 0.1 * i)
-                for i, row in enumerate(self.rows)
-            ]
             losses = PreferenceLosses(self.policy, loss, 0.1)
             margins = torch.linspace(-1, 2, 6)
             self.task = pair_task(losses, pairs, reference(self.rows, "own"), margins)

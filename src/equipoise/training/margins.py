@@ -62,19 +62,20 @@ def scorer_margins(settings: MarginSettings, pairs: Sequence[Ordered], device: s
     """
     if settings.scorer is None:
         raise ModelError("margin.scorer: got none; expected a folder of `equipoise train scorer`")
-    model = load_scorer_model(settings.scorer, device)
-    wanted: dict[Literal["reward", "cost"], float] = {
-        "reward": settings.reward_weight,
-        "cost": settings.cost_weight,
-    }
-    for head, weight in wanted.items():
-        if weight and head not in model.card.trained:
-            raise ModelError(
-                f"{settings.scorer}: was not trained for {head}; its heads: {model.card.trained}"
-            )
+    model = load_weighed(settings.scorer, settings.reward_weight, settings.cost_weight, device)
     rewards, costs = _scores(model, pairs)
     total = settings.reward_weight * rewards - settings.cost_weight * costs
     return total[0::2] - total[1::2]
+
+
+def load_weighed(folder: Path, reward_weight: float, cost_weight: float, device: str) -> ScorerModel:
+    """Load a scorer; one that was not trained for a head whose weight is not 0 raises ModelError."""
+    model = load_scorer_model(folder, device)
+    wanted: dict[Literal["reward", "cost"], float] = {"reward": reward_weight, "cost": cost_weight}
+    for head, weight in wanted.items():
+        if weight and head not in model.card.trained:
+            raise ModelError(f"{folder}: was not trained for {head}; its heads: {model.card.trained}")
+    return model
 
 
 @torch.no_grad()

@@ -7,19 +7,23 @@ neither on the batches nor on what the policy learns.
 """
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from equipoise.config import Config, InputPath
 from equipoise.errors import ModelError
+from equipoise.models.checkpoints import load_tensors, save_tensors
 from equipoise.models.layout import Row, hidden_states, lay_out, response_logps, token_budget_batches
 from equipoise.models.scorer import ScorerModel
 from equipoise.objectives.message_wise import TokenPairs, masked_pairs, message_mask, score_increments
 from equipoise.objectives.preference import implicit_accuracy, implicit_reward_margin
 from equipoise.progress import track
+from equipoise.training.margins import load_weighed
+from equipoise.training.pair_order import OrderedPair
 from equipoise.training.policy_rows import PolicyBatch
 from equipoise.training.trainer import Task
 
@@ -35,6 +39,39 @@ class MessageSettings(Config):
     """What the score of a token is compared with; the mean over all tokens where None."""
     threshold: float = Field(default=0.3, ge=0)
     """By how much a score must be beyond the baseline to end a message, in standard deviations."""
+
+    @model_validator(mode="after")
+    def _has_a_score(self) -> "MessageSettings":
+        if not self.reward_weight and not self.cost_weight:
+            raise ValueError("messages: reward_weight and cost_weight are 0; expected one above 0")
+        return self
+
+
+def message_scores(
+    settings: MessageSettings,
+    rows: Sequence[Row],
+    path: Path,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    tokens_per_batch: int,
+    device: str = "auto",
+) -> list[Tensor]:
+    """As `token_scores`, read from `path` if there, so that a resume does not load the scorer again.
+
+    Raises:
+        ModelError: The scorer cannot be asked token by token, or was not trained for a head that counts.
+    """
+    if not path.exists():
+        model = load_weighed(settings.scorer, settings.reward_weight, settings.cost_weight, device)
+        scores = token_scores(model, rows, settings, tokenizer=tokenizer, tokens_per_batch=tokens_per_batch)
+        save_tensors(path, {"tokens": torch.cat(scores)})
+    return _by_row(path, rows)
+
+
+def _by_row(path: Path, rows: Sequence[Row]) -> list[Tensor]:
+    """Read one number per response token, [tokens] of each row."""
+    counts = [sum(map(len, row.responses)) for row in rows]
+    return list(torch.split(load_tensors(path)["tokens"], counts))
 
 
 @torch.no_grad()
@@ -92,8 +129,15 @@ def kept_tokens(
 
 
 @torch.no_grad()
-def reference_tokens(policy: nn.Module, rows: Sequence[Row], *, tokens_per_batch: int) -> list[Tensor]:
-    """Log-probability in nats of each response token under the policy as it is, [tokens] of each row."""
+def reference_tokens(
+    policy: nn.Module, rows: Sequence[Row], path: Path, *, tokens_per_batch: int
+) -> list[Tensor]:
+    """Log-probability in nats of each response token under the policy as it is, [tokens] of each row.
+
+    Read from `path` if there.
+    """
+    if path.exists():
+        return _by_row(path, rows)
     policy.eval()
     out: list[Tensor] = [torch.empty(0)] * len(rows)
     for group in track(token_budget_batches([row.length for row in rows], tokens_per_batch), "reference"):
@@ -101,6 +145,7 @@ def reference_tokens(policy: nn.Module, rows: Sequence[Row], *, tokens_per_batch
         counts = [sum(map(len, rows[i].responses)) for i in group]
         for i, mine in zip(group, torch.split(tokens, counts), strict=True):
             out[i] = mine
+    save_tensors(path, {"tokens": torch.cat(out)})
     return out
 
 
@@ -116,15 +161,19 @@ class MessageLosses(nn.Module):
         self.seen: list[Tensor] = []
 
     def forward(self, batch: PolicyBatch) -> Tensor:
-        """Loss of each pair, [B]; the extras are the reference's log-probabilities and the mask, [N] each."""
+        """Loss of each pair times its weight, [B].
+
+        The extras are the reference's log-probabilities and the mask, [N] each, and the weights, [B].
+        """
         found = response_logps(self.policy, batch.rows)
-        reference, kept = batch.extras
+        reference, kept, weight = batch.extras
         slots = torch.arange(len(found.lengths), device=kept.device).repeat_interleave(found.lengths)
-        tokens = TokenPairs(found.tokens, reference, slots, kept, len(batch.rows))
+        tokens = TokenPairs(found.tokens, reference, slots, kept, len(weight))
         pair = masked_pairs(tokens)
-        logged = [implicit_reward_margin(pair, beta=self.beta), implicit_accuracy(pair)]
-        self.seen.append(torch.stack(logged).detach())
-        return self.loss(tokens)
+        if self.training:
+            logged = [implicit_reward_margin(pair, beta=self.beta), implicit_accuracy(pair)]
+            self.seen.append(torch.stack(logged).detach())
+        return self.loss(tokens) * weight
 
     def metrics(self) -> dict[str, float]:
         """Mean implicit reward margin and accuracy, of what counts, since the last call."""
@@ -136,12 +185,23 @@ class MessageLosses(nn.Module):
 
 
 def message_task(
-    losses: MessageLosses, rows: Sequence[Row], reference: Sequence[Tensor], kept: Sequence[Tensor]
+    losses: MessageLosses,
+    pairs: Sequence[OrderedPair],
+    reference: Sequence[Tensor],
+    kept: Sequence[Tensor],
 ) -> Task:
-    """Return what to train on pairs: rows of [chosen, rejected], with what is known of their tokens."""
+    """Return what to train on pairs; `reference` and `kept` tell of the tokens of chosen and rejected."""
+    weight = torch.tensor([one.weight for one in pairs])
 
     def collate(chosen: Sequence[int]) -> PolicyBatch:
-        extras = (torch.cat([reference[i] for i in chosen]), torch.cat([kept[i] for i in chosen]))
-        return PolicyBatch(tuple(rows[i] for i in chosen), extras)
+        tokens = (torch.cat([known[i] for i in chosen]) for known in (reference, kept))
+        return PolicyBatch(tuple(pairs[i].row for i in chosen), (*tokens, weight[list(chosen)]))
 
-    return Task(losses, [row.length for row in rows], [1] * len(rows), collate, losses.metrics)
+    return Task(
+        losses,
+        [one.row.length for one in pairs],
+        [1] * len(pairs),
+        collate,
+        losses.metrics,
+        groups=[tuple(one.row.prompt) for one in pairs],
+    )

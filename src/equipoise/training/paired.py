@@ -45,7 +45,8 @@ class PreferenceLosses(nn.Module):
             logged = [implicit_reward_margin(pair, beta=self.beta), implicit_accuracy(pair)]
         else:
             logged = [self.beta * pair.mean_gap, (torch.sign(pair.mean_gap) + 1) / 2]
-        self.seen.append(torch.stack(logged).detach())
+        if self.training:
+            self.seen.append(torch.stack(logged).detach())
         return self.loss(pair) * pair.weight
 
     def metrics(self) -> dict[str, float]:
@@ -95,4 +96,11 @@ def pair_task(
         extras = (*both, margin[index], weight[index], gap[index])
         return PolicyBatch(tuple(pairs[i].row for i in chosen), extras)
 
-    return Task(losses, [one.row.length for one in pairs], [1] * len(pairs), collate, losses.metrics)
+    return Task(
+        losses,
+        [one.row.length for one in pairs],
+        [1] * len(pairs),
+        collate,
+        losses.metrics,
+        groups=[tuple(one.row.prompt) for one in pairs],
+    )

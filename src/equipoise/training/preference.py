@@ -7,7 +7,7 @@ policy that goes on from the output of an earlier run has that run's result for 
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import Field, model_validator
@@ -19,6 +19,7 @@ from equipoise.errors import ConfigError, DataError
 from equipoise.lineage import Run, Step
 from equipoise.models.backbone import load_causal
 from equipoise.models.layout import Row
+from equipoise.objectives.message_wise import MESSAGE_WISE_LOSSES, TokenPairs
 from equipoise.objectives.multi_objective import MULTI_OBJECTIVE_LOSSES
 from equipoise.objectives.preference import PREFERENCE_LOSSES, REFERENCE_FREE, PairLogps
 from equipoise.objectives.unpaired import UNPAIRED_LOSSES, LabelledLogps
@@ -26,6 +27,15 @@ from equipoise.progress import say
 from equipoise.records import Pair
 from equipoise.training.cards import model_card
 from equipoise.training.margins import MarginSettings, Ordered, policy_margins, scorer_margins
+from equipoise.training.memory import say_footprint, say_work
+from equipoise.training.messages import (
+    MessageLosses,
+    MessageSettings,
+    kept_tokens,
+    message_scores,
+    message_task,
+    reference_tokens,
+)
 from equipoise.training.pair_order import (
     OrderedPair,
     PairSettings,
@@ -37,10 +47,12 @@ from equipoise.training.pair_order import (
 from equipoise.training.paired import PreferenceLosses, pair_task
 from equipoise.training.policy import LoraSettings, Tune, prepare, save_policy
 from equipoise.training.reference import reference_logps
-from equipoise.training.trainer import OptimSettings, fit
+from equipoise.training.trainer import OptimSettings, Task, fit
 from equipoise.training.unpaired import UnpairedLosses, borrowed_rows, unpaired_task
 
-OBJECTIVES: dict[str, Callable[..., Tensor]] = PREFERENCE_LOSSES | MULTI_OBJECTIVE_LOSSES | UNPAIRED_LOSSES
+OBJECTIVES: dict[str, Callable[..., Tensor]] = (
+    PREFERENCE_LOSSES | MULTI_OBJECTIVE_LOSSES | MESSAGE_WISE_LOSSES | UNPAIRED_LOSSES
+)
 """What `objective` may be; an unpaired one is given the answers of a pair one by one."""
 
 
@@ -60,6 +72,8 @@ class PreferenceConfig(PairSettings):
     """Keyword parameters of the objective, for example beta."""
     margin: MarginSettings | None = None
     """What else is wished for, as MODPO and its like need it."""
+    messages: MessageSettings | None = None
+    """Which tokens are learned from, as ADPO needs it."""
     tune: Tune = "lora"
     lora: LoraSettings = LoraSettings()
     optim: PreferenceOptim = PreferenceOptim()
@@ -73,12 +87,16 @@ class PreferenceConfig(PairSettings):
             )
         if self.preference == "is_safe" and (self.both_unsafe_weight is not None or self.severity_weight):
             raise ValueError("preference: is_safe makes no pairs, got a weight of pairs; expected none")
-        if (self.margin is not None) != (self.objective in MULTI_OBJECTIVE_LOSSES):
-            known = ", ".join(MULTI_OBJECTIVE_LOSSES)
-            got = "none" if self.margin is None else "one"
-            raise ValueError(
-                f"margin: is what {known} need and no other can use, got {got} with {self.objective}"
-            )
+        for name, given, table in (
+            ("margin", self.margin, MULTI_OBJECTIVE_LOSSES),
+            ("messages", self.messages, MESSAGE_WISE_LOSSES),
+        ):
+            if (given is not None) != (self.objective in table):
+                got = "none" if given is None else "one"
+                raise ValueError(
+                    f"{name}: is what {', '.join(table)} need and no other can use,"
+                    f" got {got} with {self.objective}"
+                )
         return self
 
 
@@ -89,6 +107,7 @@ def train_preference(
     objective: Callable[..., Tensor] = loss or objective_of(config)
     pairs = [record for path in config.pairs for record in read_records(path, Pair)]
     run.licences |= {pair.licence for pair in pairs}
+    say_footprint(config.model, config.tune, config.lora, config.optim.device)
     backbone = load_causal(config.model, device=config.optim.device, merge=True)
     beta = config.objective_params.get("beta", 0.1)
     seed = config.optim.seed
@@ -117,13 +136,24 @@ def train_preference(
         _check_severity(ordered, config)
         policy = prepare(backbone, config.tune, config.lora, seed)
         rows = [one.row for one in ordered]
-        free = config.objective in REFERENCE_FREE and loss is None
-        logps = (torch.zeros(2),) * len(rows) if free else reference(policy, rows, "reference")
-        losses = PreferenceLosses(policy, objective, beta, has_reference=not free)
-        task = pair_task(
-            losses, ordered, logps, _margin_rewards(config, ordered, logps, run, backbone.tokenizer)
-        )
+        if config.messages is not None and loss is None:
+            by_token = MessageLosses(policy, objective, beta)
+            task = _message_task(
+                by_token,
+                ordered,
+                config.messages,
+                optim=config.optim,
+                run=run,
+                tokenizer=backbone.tokenizer,
+            )
+        else:
+            free = config.objective in REFERENCE_FREE and loss is None
+            logps = (torch.zeros(2),) * len(rows) if free else reference(policy, rows, "reference")
+            losses = PreferenceLosses(policy, objective, beta, has_reference=not free)
+            margins = _margin_rewards(config, ordered, logps, run, backbone.tokenizer)
+            task = pair_task(losses, ordered, logps, margins)
 
+    say_work(task.lengths, config.optim)
     fit(task, config.optim, run, label=f"training policy ({config.objective})")
     save_policy(backbone, policy, run.out)
     run.notes |= {"rows": len(rows), "left_out": dict(left_out), "tokens": sum(r.length for r in rows)}
@@ -137,12 +167,45 @@ def objective_of(config: PreferenceConfig) -> Callable[..., Tensor]:
         ConfigError: There is no such objective or parameter, or a value that it cannot work with.
     """
     objective = bind(OBJECTIVES, config.objective, config.objective_params)
-    one = torch.ones(1)
+    one, two = torch.ones(1), torch.ones(2)
+    sample: NamedTuple = PairLogps(*[one] * 8)
+    if config.objective in UNPAIRED_LOSSES:
+        sample = LabelledLogps(*[one] * 4)
+    elif config.objective in MESSAGE_WISE_LOSSES:
+        sample = TokenPairs(two, two, torch.arange(2), two > 0, pairs=1)
     try:
-        objective(LabelledLogps(*[one] * 4) if config.objective in UNPAIRED_LOSSES else PairLogps(*[one] * 8))
+        objective(sample)
     except ValueError as exc:
         raise ConfigError(f"objective_params: {exc}") from exc
     return objective
+
+
+def _message_task(
+    losses: MessageLosses,
+    pairs: Sequence[OrderedPair],
+    settings: MessageSettings,
+    *,
+    optim: OptimSettings,
+    run: Run,
+    tokenizer: Any,
+) -> Task:
+    """Score every token, choose those that count, and ask the reference."""
+    rows = [one.row for one in pairs]
+    budget = optim.tokens_per_micro_batch
+    scores = message_scores(
+        settings,
+        rows,
+        run.scratch / "scores.safetensors",
+        tokenizer=tokenizer,
+        tokens_per_batch=budget,
+        device=optim.device,
+    )
+    kept = kept_tokens(scores, rows, settings, (True, False))
+    run.notes |= {"response_tokens": sum(map(len, kept)), "kept_tokens": int(torch.cat(kept).sum())}
+    reference = reference_tokens(
+        losses.policy, rows, run.scratch / "reference.safetensors", tokens_per_batch=budget
+    )
+    return message_task(losses, pairs, reference, kept)
 
 
 def _margin_rewards(

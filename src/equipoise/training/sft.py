@@ -19,6 +19,7 @@ from equipoise.models.layout import Row, response_logps
 from equipoise.objectives.sequence import sft
 from equipoise.records import Exchange
 from equipoise.training.cards import model_card
+from equipoise.training.memory import say_footprint, say_work
 from equipoise.training.policy import LoraSettings, Tune, prepare, save_policy
 from equipoise.training.policy_rows import PolicyBatch, make_row
 from equipoise.training.trainer import OptimSettings, Task, fit
@@ -61,6 +62,7 @@ def train_sft(config: SftConfig, run: Run) -> None:
     """Fine-tune a policy into `run.out`."""
     exchanges = [record for path in config.exchanges for record in read_records(path, Exchange)]
     run.licences |= {record.licence for record in exchanges}
+    say_footprint(config.model, config.tune, config.lora, config.optim.device)
     backbone = load_causal(config.model, device=config.optim.device, merge=True)
     rows: list[Row] = []
     left_out: Counter[str] = Counter()
@@ -82,7 +84,9 @@ def train_sft(config: SftConfig, run: Run) -> None:
 
     lengths = [row.length for row in rows]
     items = [len(row.responses[0]) for row in rows]
-    fit(Task(SftLosses(policy), lengths, items, collate), config.optim, run, label="fine-tuning")
+    task = Task(SftLosses(policy), lengths, items, collate, groups=[tuple(row.prompt) for row in rows])
+    say_work(task.lengths, config.optim)
+    fit(task, config.optim, run, label="fine-tuning")
     save_policy(backbone, policy, run.out)
     run.notes |= {"rows": len(rows), "left_out": dict(left_out), "tokens": sum(lengths)}
     model_card(run, "Policy", config.model, f"fine-tuned on {len(rows)} responses")

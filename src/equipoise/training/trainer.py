@@ -11,73 +11,29 @@ import contextlib
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 import transformers
-from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from equipoise.config import Config, IsAside
-from equipoise.errors import RunStoppedError
+from equipoise.errors import ConfigError, RunStoppedError
 from equipoise.lineage import Run, write_text
-from equipoise.models.backbone import Device, pick_device
 from equipoise.models.checkpoints import last_sealed, load_into, load_tensors, save_tensors, seal, trainable
 from equipoise.progress import bar
 from equipoise.training.batches import Planner, StepPlan
+from equipoise.training.held_out import Best, hold_out
+from equipoise.training.memory import recomputing
+from equipoise.training.optim import OptimSettings
+from equipoise.training.optim import arguments as optim_arguments
+from equipoise.training.task import Batch, Task
 
-
-class OptimSettings(Config):
-    """How to optimise; every training run has these."""
-
-    lr: float = Field(gt=0)
-    epochs: int = Field(default=1, ge=1)
-    batch_size: int = Field(default=8, ge=1)
-    """Examples of one optimiser step, over all processes."""
-    tokens_per_micro_batch: int = Field(default=4096, ge=1)
-    """Tokens of one forward pass, padding counted; bounds memory and changes nothing else."""
-    schedule: Literal["constant", "linear", "cosine"] = "cosine"
-    warmup_fraction: float = Field(default=0.03, ge=0, lt=1)
-    weight_decay: float = Field(default=0.0, ge=0)
-    clip_norm: float = Field(default=1.0, gt=0)
-    seed: int = 0
-    checkpoint_every: Annotated[int, Field(ge=1), IsAside()] = 10
-    """Optimiser steps between two checkpoints from which a killed run goes on."""
-    log_every: int = Field(default=1, ge=1)
-    report_to: Annotated[tuple[str, ...], IsAside()] = ()
-    """Logging integrations of transformers, for example `tensorboard`."""
-    device: Device = "auto"
-    bf16: bool = False
-    """Train in bfloat16 autocast."""
-
-
-class Batch(Protocol):
-    """What a module is given: anything that can go to a device."""
-
-    def to(self, device: torch.device) -> "Batch":
-        """Return the batch on another device."""
-        ...
-
-
-class Task(NamedTuple):
-    """What to train, and on what."""
-
-    model: nn.Module
-    """forward(batch) -> one loss per term, flat."""
-    lengths: Sequence[int]
-    """Tokens of each example."""
-    items: Sequence[int]
-    """Loss terms of each example: 1, or its response tokens."""
-    collate: Callable[[Sequence[int]], Batch]
-    """Indices of examples -> a batch."""
-    metrics: Callable[[], dict[str, float]] = dict
-    """More numbers for the log, of what was seen since the last call."""
-    before_step: Callable[[nn.Module, Sequence[tuple[Any, float]]], None] | None = None
-    """Sees the model as wrapped, and this rank's micro-batches and weights, before a step's first one."""
+__all__ = ["Batch", "OptimSettings", "Task", "fit"]
 
 
 class _StepBatch(NamedTuple):
@@ -101,36 +57,64 @@ class _Examples(Dataset[StepPlan]):
 def fit(task: Task, settings: OptimSettings, run: Run, *, label: str) -> list[dict[str, float]]:
     """Train `task.model` in place; return the log, one dict per logged step, and write `log.jsonl`.
 
+    With `stop_after` the log on disk has the losses on what is held out too.
+
     A run that was killed goes on from the last whole checkpoint in `run.scratch` and ends with the
     same numbers (same machine, versions and threads).
 
     Raises:
+        ConfigError: A setting does not fit this task.
         RunStoppedError: A loss or gradient is not finite; the step was not taken.
     """
+    held, best = None, None
+    if settings.stop_after is not None:
+        if task.groups is None:
+            raise ConfigError("optim.stop_after: this training cannot hold prompts out; expected none")
+        kept, out = hold_out(task.groups, settings.seed)
+        task, held = task.pick(kept), task.pick(out)
+        best = Best(run.scratch / "best.safetensors", settings.stop_after)
     folder = run.scratch / "checkpoints"
-    arguments = _arguments(settings, folder, steps=math.ceil(len(task.lengths) / settings.batch_size))
-    trainer = _StepTrainer(task, settings, arguments, label)
+    arguments = optim_arguments(settings, folder, steps=math.ceil(len(task.lengths) / settings.batch_size))
+    trainer = _StepTrainer(task, settings, arguments, label, held=held, best=best)
     resume = last_sealed(folder) if folder.exists() else None
     for stale in folder.glob("checkpoint-*") if folder.exists() else []:
         if resume is None or int(stale.name.split("-")[-1]) > int(resume.name.split("-")[-1]):
             shutil.rmtree(stale)
-    with _quiet():
+    with _quiet(), recomputing(task.model, settings.gradient_checkpointing):
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    log = [entry for entry in trainer.state.log_history if "loss" in entry]
+        if held is not None and best is not None:
+            trainer.take_best()
+            run.notes["held_out"] = {"rows": len(held.lengths), "loss": best.loss, "step": best.step}
+    history = [entry for entry in trainer.state.log_history if {"loss", "held_out_loss"} & entry.keys()]
+    log = [entry for entry in history if "loss" in entry]
     if trainer.is_world_process_zero():
-        lines = [json.dumps(entry, sort_keys=True) + "\n" for entry in log]  # a resumed log comes sorted
+        lines = [json.dumps(entry, sort_keys=True) + "\n" for entry in history]  # a resumed one comes sorted
         write_text(run.out / "log.jsonl", "".join(lines))
     return log
 
 
 class _StepTrainer(Trainer):  # type: ignore[misc]
-    def __init__(self, task: Task, settings: OptimSettings, arguments: TrainingArguments, label: str) -> None:
+    control: TrainerControl
+
+    def __init__(
+        self,
+        task: Task,
+        settings: OptimSettings,
+        arguments: TrainingArguments,
+        label: str,
+        *,
+        held: Task | None = None,
+        best: Best | None = None,
+    ) -> None:
         self.task = task
+        self.held = held
+        self.best = best
         self.settings = settings
         super().__init__(
             model=task.model,
             args=arguments,
             train_dataset=_Examples(len(task.lengths)),
+            eval_dataset=None if held is None else _Examples(len(held.lengths)),
             callbacks=[_Progress(label)],
         )
         self.remove_callback(transformers.trainer_callback.PrinterCallback)
@@ -138,16 +122,56 @@ class _StepTrainer(Trainer):  # type: ignore[misc]
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Return a loader of whole steps; not prepared by accelerate, which would shard it again."""
-        planner = Planner(
-            self.task.lengths,
-            self.task.items,
-            batch_size=self.settings.batch_size,
+        planner = self._planner(self.task, self.settings.batch_size)
+        return _StepLoader(_Examples(len(self.task.lengths)), batch_sampler=planner, collate_fn=self._collate)
+
+    def _planner(self, task: Task, batch_size: int) -> Planner:
+        return Planner(
+            task.lengths,
+            task.items,
+            batch_size=batch_size,
             tokens_per_micro_batch=self.settings.tokens_per_micro_batch,
             seed=self.settings.seed,
             rank=self.args.process_index,
             world_size=self.args.world_size,
         )
-        return _StepLoader(_Examples(len(self.task.lengths)), batch_sampler=planner, collate_fn=self._collate)
+
+    @torch.no_grad()
+    def evaluate(self, *args: object, **kwargs: object) -> dict[str, float]:
+        """Ask what is held out for the mean loss over its terms, as one step, and stop if it is time to."""
+        if self.held is None or self.best is None:
+            raise RuntimeError("nothing is held out")
+        ((plan,),) = self._planner(self.held, len(self.held.lengths))
+        batches = [(self.held.collate(m.indices).to(self.args.device), m.weight) for m in plan.micros]
+        if self.held.before_step is not None:
+            self.held.before_step(self.model, batches)
+        self.model.eval()
+        total = torch.zeros((), device=self.args.device)
+        with self.compute_loss_context_manager():
+            for batch, weight in batches:
+                total += self.model(batch).float().sum() * weight
+        self.model.train()
+        if dist.is_initialized():
+            dist.all_reduce(total)
+        loss = total.item() / plan.items
+        if not math.isfinite(loss):
+            raise RunStoppedError(f"step {self.state.global_step}: the loss on what is held out is {loss}")
+        found = {"held_out_loss": loss}
+        self.log(found)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
+        step, writes = self.state.global_step, self.is_world_process_zero()
+        if self.best.see(step, loss, self.task.model, writes=writes):
+            self.control.should_training_stop = True
+            self.control.should_save = False  # a resume comes to this step again, and stops again
+        return found
+
+    def take_best(self) -> None:
+        """Give the model the weights that did best on what is held out; the last ones are asked too."""
+        if self.best is not None:
+            if self.best.asked != self.state.global_step:
+                self.evaluate()
+            self.accelerator.wait_for_everyone()
+            self.best.restore(self.task.model)
 
     def _collate(self, plans: list[StepPlan]) -> _StepBatch:
         plan = plans[0]
@@ -255,38 +279,6 @@ class _Progress(TrainerCallback):  # type: ignore[misc]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         self.stack.close()
-
-
-def _arguments(settings: OptimSettings, folder: Path, steps: int) -> TrainingArguments:
-    device = pick_device(settings.device)
-    warmup = steps * settings.epochs * settings.warmup_fraction
-    return TrainingArguments(
-        output_dir=str(folder),
-        learning_rate=settings.lr,
-        num_train_epochs=settings.epochs,
-        per_device_train_batch_size=1,
-        gradient_accumulation_steps=1,
-        lr_scheduler_type=settings.schedule,
-        warmup_steps=math.ceil(warmup) if warmup >= 1 else 0,  # a warmup begins with a step of rate 0
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.clip_norm,
-        optim="adamw_torch",
-        seed=settings.seed,
-        bf16=settings.bf16,
-        use_cpu=device.type == "cpu",
-        save_strategy="steps",
-        save_steps=settings.checkpoint_every,
-        save_total_limit=2,
-        logging_strategy="steps",
-        logging_steps=settings.log_every,
-        logging_nan_inf_filter=False,
-        report_to=list(settings.report_to) or "none",
-        remove_unused_columns=False,
-        label_names=[],
-        dataloader_pin_memory=False,
-        disable_tqdm=True,
-        ddp_find_unused_parameters=False,
-    )
 
 
 @contextlib.contextmanager

@@ -87,7 +87,9 @@ class UnpairedLosses(nn.Module):
             return sums - batch.batch.borrowed_reference.to(sums.dtype)
         sums = response_logps(self.policy, batch.rows).sums
         rows = LabelledLogps(sums, batch.reference, batch.desirable, self.baseline)
-        self.seen.append(torch.stack([self.beta * rows.log_ratio, batch.desirable]).detach().float().cpu())
+        if self.training:
+            seen = torch.stack([self.beta * rows.log_ratio, batch.desirable])
+            self.seen.append(seen.detach().float().cpu())
         return self.loss(rows) * batch.weight
 
     @torch.no_grad()
@@ -140,4 +142,5 @@ def unpaired_task(
 
     lengths = [max(one.row.length, other.length) for one, other in zip(labelled, borrowed, strict=True)]
     items = [len(one.desirable) for one in labelled]
-    return Task(losses, lengths, items, collate, losses.metrics, losses.before_step)
+    groups = [tuple(one.row.prompt) for one in labelled]
+    return Task(losses, lengths, items, collate, losses.metrics, losses.before_step, groups)
