@@ -111,8 +111,8 @@ def test_masks_of_a_resumed_run_are_of_the_scores_it_kept(
 @pytest.mark.parametrize(("objective", "messages"), [("adpo", None), ("dpo", MESSAGES | {"scorer": "s"})])
 def test_messages_go_with_the_objectives_that_use_them(objective: str, messages: Any) -> None:
     given = {"pairs": ["p.jsonl"], "objective": objective, "messages": messages}
-    got = "none with adpo" if messages is None else "one with dpo"
-    says = f"run.yaml: messages: is what adpo need and no other can use, got {got}"
+    got = "none" if messages is None else "one"
+    says = f"run.yaml: messages: got {got} with objective {objective}; expected one with adpo"
     with pytest.raises(ConfigError, match=says):
         parse_config(PreferenceConfig, given, "run.yaml")
 

@@ -34,6 +34,7 @@ STEPS = {
     "one-shot": "equipoise.pipeline.one_shot:ONE_SHOT",
     "train.preference": "equipoise.training.preference:TRAIN_PREFERENCE",
     "evaluate": "equipoise.evaluation.steps:EVALUATE",
+    "evaluate.front": "equipoise.evaluation.front_run:FRONT",
     "evaluate.detection": "equipoise.evaluation.detection:DETECTION",
     "evaluate.scorer": "equipoise.evaluation.scorer_run:SCORER_QUALITY",
     "report": "equipoise.evaluation.report.build:REPORT",

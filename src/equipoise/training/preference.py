@@ -94,8 +94,8 @@ class PreferenceConfig(PairSettings):
             if (given is not None) != (self.objective in table):
                 got = "none" if given is None else "one"
                 raise ValueError(
-                    f"{name}: is what {', '.join(table)} need and no other can use,"
-                    f" got {got} with {self.objective}"
+                    f"{name}: got {got} with objective {self.objective};"
+                    f" expected one with {' or '.join(table)}, and with no other"
                 )
         return self
 
