@@ -180,7 +180,7 @@ def test_refusals_of_the_guard_may_be_partial(call: Call, models: Path, rows: Pa
 @pytest.mark.parametrize(
     ("words", "kind", "says"),
     [
-        (["moderate", "hi"], ConfigError, "no guard given; expected --guard DIR"),
+        (["moderate", "hi"], ModelError, "'minilm' is not installed; run: equipoise models install minilm"),
         (["moderate", "--guard", "strict"], ConfigError, "moderate: expected --file IN and --out OUT"),
         (["moderate", "hi", "--guard", "nowhere"], ModelError, r"nowhere: no model\.json"),
         (["moderate", "hi", "--guard", "scorer"], ModelError, "holds equipoise-scorer; expected"),
@@ -188,7 +188,7 @@ def test_refusals_of_the_guard_may_be_partial(call: Call, models: Path, rows: Pa
         (["moderate", " ", "--guard", "strict"], ConfigError, "the text is empty"),
         (["moderate", "hi", "--guard", "strict", "--policy", "harsh"], ConfigError, "no policy 'harsh'"),
         (["moderate", "hi", "--guard", "strict", "--policy", "no.yaml"], ConfigError, "no.yaml: No such"),
-        (["refusals", "--file", "in.jsonl", "--out", "o.jsonl"], DataError, "no guard given"),
+        (["refusals", "--file", "in.jsonl", "--out", "o.jsonl"], ModelError, "'minilm' is not installed"),
         (["refusals", "--file", "in.jsonl"], ConfigError, "refusals: expected --file IN and --out OUT"),
         (["score", "--file", "in.jsonl", "--out", "o.jsonl"], ConfigError, "scorer: missing"),
         (
@@ -210,6 +210,7 @@ def test_mistakes_are_one_line(
     says: str,
 ) -> None:
     monkeypatch.chdir(models)
+    monkeypatch.setenv("EQUIPOISE_CACHE", "empty")
     (models / "in.jsonl").write_text(rows.read_text())
     with pytest.raises(kind, match=says) as caught:
         call(*words)

@@ -23,7 +23,7 @@ def logs_go_where_they_went() -> Iterator[None]:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ((), "serve: no guard given; expected --guard DIR"),
+        ((), "model 'minilm' is not installed; run: equipoise models install minilm"),
         (("--guard", "nowhere"), "nowhere"),
         (("--guard", "FOLDER"), "no model.json"),
         (("--guard", "FOLDER", "--set", "languages=[xx]"), "language: no language 'xx'"),
@@ -35,7 +35,10 @@ def logs_go_where_they_went() -> Iterator[None]:
         ),
     ],
 )
-def test_a_mistake_is_one_line(call: Any, words: tuple[str, ...], said: str, tmp_path: Path) -> None:
+def test_a_mistake_is_one_line(
+    call: Any, words: tuple[str, ...], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EQUIPOISE_CACHE", str(tmp_path))
     given = [str(tmp_path) if word == "FOLDER" else word for word in words]
     with pytest.raises(EquipoiseError) as caught:
         call("serve", "--port", "0", *given)

@@ -251,8 +251,3 @@ def test_refusals_by_a_classifier_are_those_of_the_guard(tmp_path: Path, guard: 
     assert rows[0]["refusal_probabilities"] == pytest.approx(expected.probabilities, abs=2e-6)
     assert list(rows[0]["refusal_probabilities"]) == ["none", "partial", "full"]
     assert sum(rows[2]["refusal_probabilities"].values()) == pytest.approx(1.0, abs=3e-6)
-
-
-def test_refusals_by_a_classifier_need_a_guard(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no guard given; expected --guard DIR, or --set method=prefix"):
-        refusals(tmp_path)

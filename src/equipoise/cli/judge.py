@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 FileOption = Annotated[Path | None, typer.Option("--file", help="JSON Lines of rows.")]
 OutFile = Annotated[Path | None, typer.Option("--out", help="JSON Lines to write.")]
-GuardOption = Annotated[Path | None, typer.Option("--guard", help="Folder of a trained guard.")]
+GuardOption = Annotated[
+    Path | None, typer.Option("--guard", help="Folder of a trained guard; the shipped one if not given.")
+]
 PolicyOption = Annotated[
     str | None, typer.Option("--policy", help="Name of a policy of the guard, or a YAML file of one.")
 ]
@@ -39,18 +41,15 @@ def moderate(
     require("equipoise moderate", "train")
     from equipoise.models.features import TextPair
     from equipoise.moderation.batch import MODERATE, judge_texts, policy_of
+    from equipoise.moderation.default import NAME
     from equipoise.moderation.guard import load_guard
 
-    if guard is None:
-        raise ConfigError(
-            "moderate: no guard given; expected --guard DIR, written by `equipoise train guard`"
-        )
     if text is not None:
         if file is not None or out is not None or set_:
             raise ConfigError("moderate: got a text and --file, --out or --set; expected one or the other")
         if not text.strip():
             raise ConfigError("moderate: the text is empty")
-        loaded = load_guard(guard)
+        loaded = load_guard(guard or NAME)
         found = judge_texts(loaded, [TextPair(text, response)], policy_of(loaded, policy))[0]
         emit(found, as_json, _verdict_text(found))
         return

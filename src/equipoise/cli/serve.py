@@ -7,13 +7,14 @@ from typing import Annotated, Any
 import typer
 
 from equipoise.cli.common import ConfigOption, JsonFlag, SetOption, emit
-from equipoise.errors import ConfigError
 from equipoise.extras import require
 
 
 def serve(
     *,
-    guard: Annotated[Path | None, typer.Option("--guard", help="Folder of a trained guard.")] = None,
+    guard: Annotated[
+        Path | None, typer.Option("--guard", help="Folder of a trained guard; the shipped one if not given.")
+    ] = None,
     policy: Annotated[
         list[str] | None,
         typer.Option(
@@ -59,8 +60,6 @@ def serve(
         "runtime": runtime,
     }
     flags = [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
-    if guard is None and config is None:
-        raise ConfigError("serve: no guard given; expected --guard DIR, written by `equipoise train guard`")
     wanted = load_config(ServeConfig, config, [*flags, *(settings or [])])
     if wanted.gateway is not None:
         read_key(wanted.gateway.upstream)  # a key that is missing is said before anything is loaded

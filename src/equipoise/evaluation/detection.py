@@ -20,6 +20,7 @@ from equipoise.evaluation.baseline import safer_scores, unsafe_scores
 from equipoise.evaluation.files import plain, write_json
 from equipoise.evaluation.guard_quality import TITLES, Quality, measure_quality
 from equipoise.lineage import Run, Step, write_text
+from equipoise.moderation.default import GuardPath
 from equipoise.protocols import RefusalVerdict, Verdict
 from equipoise.records import Exchange, Pair, text_of
 from equipoise.stats import Estimate, auroc, bootstrap, bootstrap_mean, f1, paired_difference
@@ -30,7 +31,7 @@ Floats = NDArray[np.float64]
 class DetectionConfig(Config):
     """Settings of the measurement."""
 
-    guard: InputPath
+    guard: GuardPath
     scorer: InputPath | None = None
     train_exchanges: tuple[InputPath, ...] = ()
     """What the guard was trained on; the baseline learns from the same rows."""

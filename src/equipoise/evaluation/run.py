@@ -18,6 +18,7 @@ from equipoise.evaluation.metrics import measure
 from equipoise.evaluation.rows import EvaluatedRow, count_words, repetition
 from equipoise.evaluation.suites import Select, load_suite, suite_hash
 from equipoise.lineage import Run, write_text
+from equipoise.moderation.default import GuardRef
 from equipoise.progress import track
 from equipoise.protocols import Generator, Judge, RefusalJudge, Sampling
 from equipoise.records import Conversation, Exchange, Prompt, Score, messages_of, text_of
@@ -44,7 +45,7 @@ class EvaluateConfig(Config):
     select: Select = "chosen"
     """`chosen` takes those, `rest` the ones they leave out, `all` the whole suite."""
     model: ModelRef
-    guard: ModelRef
+    guard: GuardRef
     """Folder of the guard that judges harm."""
     scorer: ModelRef | None = None
     """Folder of the reward and cost model; None leaves helpfulness unmeasured."""

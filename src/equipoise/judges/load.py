@@ -26,6 +26,7 @@ from equipoise.judges.language_model import LanguageModelJudge
 from equipoise.judges.preferences import OnFlip
 from equipoise.judges.questions import NO_YES, QuestionName, Questions, make_questions
 from equipoise.lineage import write_text
+from equipoise.moderation.default import GuardPath
 from equipoise.progress import say
 from equipoise.protocols import OptionScorer
 from equipoise.records import Judgement
@@ -41,7 +42,7 @@ class JudgeConfig(Config):
 
     file: InputPath
     """Exchanges or pairs."""
-    guard: InputPath | None = None
+    guard: GuardPath | None = None
     scorer: InputPath | None = None
     model: ModelRef | None = None
     """With an endpoint, the name that the server knows."""

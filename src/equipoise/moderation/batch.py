@@ -1,15 +1,17 @@
 """`moderate --file` and `refusals --file`: rows in, the same rows with the guard's answer out."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from equipoise.batch import Row, conversation, run_batch, text
 from equipoise.config import Config, InputPath, IsInput
 from equipoise.errors import DataError
 from equipoise.lineage import Run, Step
 from equipoise.models.features import TextPair
+from equipoise.moderation.default import NAME, GuardPath
 from equipoise.moderation.guard import Guard, Runtime, load_guard
 from equipoise.moderation.policies import Policy, find_policy
 from equipoise.moderation.refusal import PrefixRefusals
@@ -25,7 +27,7 @@ class ModerateConfig(Config):
 
     file: InputPath
     """JSON Lines of `{"id", "prompt"?, "response"?}`."""
-    guard: InputPath
+    guard: GuardPath = Field(default=Path(NAME), validate_default=True)
     policy: PolicyRef | None = None
     """Decides what is unsafe; the guard's default one where None."""
     runtime: Runtime = "torch"
@@ -39,11 +41,19 @@ class RefusalsConfig(Config):
 
     file: InputPath
     """JSON Lines of `{"id", "prompt", "response"}`."""
-    guard: InputPath | None = None
+    guard: GuardPath | None = None
+    """The shipped one where None."""
     method: Literal["classifier", "prefix"] = "classifier"
     """prefix looks at the response's opening only; it misses much and cannot see a partial refusal."""
     runtime: Runtime = "torch"
     chunk: Annotated[int, Field(ge=1)] = 256
+
+    @model_validator(mode="before")
+    @classmethod
+    def _classifier_is_a_guard(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or given.get("method", "classifier") == "prefix":
+            return given
+        return given | {"guard": NAME if given.get("guard") is None else given["guard"]}
 
 
 def moderation_fields(
@@ -141,8 +151,7 @@ def refusals_file(config: RefusalsConfig, run: Run) -> None:
 
 
 def _classifier(config: RefusalsConfig) -> Any:
-    if config.guard is None:
-        raise DataError("refusals: no guard given; expected --guard DIR, or --set method=prefix")
+    assert config.guard is not None
     return load_guard(config.guard, runtime=config.runtime).refusals
 
 

@@ -13,6 +13,7 @@ from equipoise.models.guard import GuardReader, Target, load_guard_model
 from equipoise.models.heads import GuardLogits
 from equipoise.models.windows import PairIds, TextPair, encode_all, pad_pairs, pool_windows
 from equipoise.moderation.calibration import Calibration, load_calibration
+from equipoise.moderation.default import guard_folder
 from equipoise.moderation.policies import Policy, default_policy, load_policies
 from equipoise.moderation.reading import Reading
 from equipoise.progress import bar
@@ -111,16 +112,17 @@ class Guard:
         return out
 
 
-def load_guard(folder: Path, device: str = "auto", runtime: Runtime = "torch") -> Guard:
-    """Load a guard folder written by `equipoise train guard`.
+def load_guard(folder: str | Path, device: str = "auto", runtime: Runtime = "torch") -> Guard:
+    """Load a guard folder written by `equipoise train guard`, or the shipped guard.
 
     Args:
-        folder: The guard's.
+        folder: The guard's; `default` is the one that comes with the package.
         device: Where torch computes.
         runtime: What computes: torch, or on the CPU an ONNX graph, which is exported at first use. torch-bf16
             has the encoder in 16 bits, onnx-int8 its matrix products in eight; both are quicker, on
             processors that compute in so few bits, and not quite the same.
     """
+    folder = guard_folder(folder)
     return Guard(_load_reader(folder, device, runtime), load_calibration(folder), load_policies(folder))
 
 

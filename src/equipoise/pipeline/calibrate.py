@@ -32,6 +32,7 @@ from equipoise.models.checkpoints import save_card
 from equipoise.models.guard import GuardCard
 from equipoise.models.heads import GuardLogits
 from equipoise.moderation.calibration import FILE, WEIGHTS, Calibration, save_calibration
+from equipoise.moderation.default import GuardPath
 from equipoise.moderation.fitting import Truth, fit_calibration
 from equipoise.moderation.guard import load_guard
 from equipoise.moderation.policies import FOLDER, Policy, Probability
@@ -57,7 +58,7 @@ _WRITTEN_ANEW = {*_OF_A_RUN, "model.json", FILE, FOLDER, _MEASURED}
 class CalibrateConfig(Config):
     """Settings of `calibrate`."""
 
-    guard: InputPath
+    guard: GuardPath
     data: tuple[InputPath, ...] = Field(min_length=1)
     """Files of labelled exchanges, pairs or prompts that the guard was not trained on."""
     presets: Presets = Presets()

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from equipoise.config import InputPath, ModelRef, TaxonomyRef
+from equipoise.config import ModelRef, TaxonomyRef
 from equipoise.data.card import card
 from equipoise.data.io import read_records, write_records
 from equipoise.data.statistics import statistics
@@ -19,6 +19,7 @@ from equipoise.extras import require
 from equipoise.generation.client import EndpointConfig
 from equipoise.generation.sources import Device
 from equipoise.lineage import Run, Step, write_text
+from equipoise.moderation.default import GuardPath
 from equipoise.pipeline.cleaning import LikelihoodConfig, likelihood_of
 from equipoise.protocols import Generator, Verdict
 from equipoise.records import Prompt
@@ -36,7 +37,7 @@ class ExpandConfig(ExpandSettings, LikelihoodConfig):
     model: ModelRef
     """Built-in name, folder or hub id; with an endpoint, the name that the server knows."""
     endpoint: EndpointConfig | None = None
-    guard: InputPath | None = None
+    guard: GuardPath | None = None
     """Decides which prompts are kept; without one nobody checks that a prompt is what was asked for."""
     guard_name: str | None = None
     """Name of the judge in the records; the last part of the folder's name where None."""
@@ -52,7 +53,7 @@ class CoverageConfig(FilesConfig):
     """Settings of `prompts coverage`."""
 
     taxonomy: TaxonomyRef = "pku19"
-    guard: InputPath | None = None
+    guard: GuardPath | None = None
     """Assigns the categories anew; without one those of the records count."""
     target: Annotated[int, Field(ge=1)] = 3
     device: Device = "auto"

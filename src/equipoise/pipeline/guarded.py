@@ -12,6 +12,7 @@ from equipoise.generation import batch
 from equipoise.generation.batch import GenerateConfig
 from equipoise.generation.sources import Draw
 from equipoise.lineage import Run
+from equipoise.moderation.default import GuardPath
 from equipoise.moderation.guarded import REFUSAL_TEXT, Guarding, Method
 from equipoise.protocols import Reward, Verdict
 from equipoise.records import Exchange, Score, text_of
@@ -20,7 +21,7 @@ from equipoise.records import Exchange, Score, text_of
 class GuardedGenerateConfig(GenerateConfig):
     """Settings of `generate`."""
 
-    guard: InputPath | None = None
+    guard: GuardPath | None = None
     """A trained guard: it lets answers through, or none."""
     policy: Annotated[str, IsInput()] | None = None
     """Decides what is safe: the name of one of the guard's, or a YAML file; its default one where None."""

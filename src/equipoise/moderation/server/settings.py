@@ -4,13 +4,15 @@ import hashlib
 import hmac
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from equipoise.config import Config, InputPath
+from equipoise.config import Config
 from equipoise.errors import ConfigError
 from equipoise.moderation.batcher import Batching
+from equipoise.moderation.default import NAME, GuardPath
 from equipoise.moderation.gateway import GatewayConfig
 from equipoise.moderation.guard import Runtime
 from equipoise.moderation.streaming import StreamConfig
@@ -40,7 +42,7 @@ class Limits(Config):
 class ServeConfig(Config):
     """Settings of `serve`."""
 
-    guard: InputPath
+    guard: GuardPath = Field(default=Path(NAME), validate_default=True)
     policies: tuple[str, ...] = ()
     """Policies to serve: files, or names of the guard's own. The first that is enforced is the default; the
     guard's own come after."""
