@@ -33,6 +33,7 @@ from equipoise.models.checkpoints import load_tensors, save_tensors
 from equipoise.models.windows import TextPair
 from equipoise.moderation.default import NAME, guard_folder
 from equipoise.moderation.guard import Guard, load_guard
+from equipoise.moderation.presets import Aim, Preset, Presets
 from equipoise.pipeline.calibrate import CALIBRATE, CalibrateConfig
 from equipoise.records import Exchange, Judgement, Labels, Prompt, text_of
 from equipoise.stats import Estimate, auroc, bootstrap, bootstrap_mean
@@ -44,6 +45,14 @@ VOTES = 5
 SHIPPED = ("model.json", "weights.safetensors", "calibration.json", "policies")
 SETTINGS: dict[str, Any] = {"balance": 0.5, "rank_weight": 1.0, "max_windows": 16}
 """The rank weight was compared with 0 and 4 by leaving sources out, with linear heads; balance was not."""
+PRESETS = Presets(
+    strict=Preset(unsafe=Aim(false_positive_rate=0.05)),
+    moderate=Preset(unsafe=Aim(false_positive_rate=0.01)),
+    loose=Preset(unsafe=Aim(false_positive_rate=0.003)),
+)
+"""Lower than the toolkit's own: on harmless text unlike that of the calibration it errs far more often."""
+REVIEW = (0.5, 0.97)
+"""What a person should look at, since so few false alarms are had at the price of many misses."""
 
 
 class Texts(NamedTuple):
@@ -126,7 +135,8 @@ def trained(rows: Sequence[Kept], place: Path, overrides: dict[str, Any]) -> Pat
     tensors = load_tensors(half / "weights.safetensors")
     save_tensors(half / "weights.safetensors", {name: tensor.half() for name, tensor in tensors.items()})
     data = files["calibration"]["exchanges"] + files["calibration"]["prompts"]
-    produce(place / "calibrated", CALIBRATE, CalibrateConfig(guard=half, data=data))
+    calibration = CalibrateConfig(guard=half, data=data, presets=PRESETS, review=REVIEW)
+    produce(place / "calibrated", CALIBRATE, calibration)
     return place / "calibrated"
 
 

@@ -25,10 +25,10 @@ _LIMITS = f"""## Limits
 - Answers of pandalm and qa_feedback count as safe because they are everyday answers; nobody labelled them.
   Those of jbb_artifacts were labelled by a language model.
 - hh_harmless has preferences only: each is three votes of five, a number of ours.
-- OKTest and LLM-Safeguard guided the development: the first versions flagged too many of their harmless
-  questions, so prompts of ours were added (everyday activities, then harms that somebody wants to prevent
-  or understand); nothing else was changed. PKU-SafeRLHF was measured each time, this is the third, and
-  decided nothing.
+- **It flags many harmless questions whose words sound dangerous**; see the numbers. OKTest and LLM-Safeguard
+  guided the development: prompts of ours were added (everyday activities, then harms that somebody wants to
+  prevent or understand), which did not help much, and the policies' aims were lowered. PKU-SafeRLHF was
+  measured each time, four times in all, and decided nothing.
 - Jailbreak texts around a question were not part of the training; the question itself was.
 """
 
