@@ -55,7 +55,11 @@ bench: $(READY)  ## Run the benchmarks into benchmarks/results/; DATA=DIR adds t
 	$(BIN)/python benchmarks/recipes.py $(if $(DATA),--data $(DATA))
 	$(BIN)/pip install --quiet --constraint constraints.txt datasketch rensa
 	$(BIN)/python benchmarks/dedup.py
+	$(BIN)/python benchmarks/guard_speed.py --guard src/equipoise/moderation/shipped/equipoise-guard $(if $(DATA),--data $(DATA))
+	$(BIN)/python benchmarks/guard_server.py --guard src/equipoise/moderation/shipped/equipoise-guard $(if $(DATA),--data $(DATA))
 	$(BIN)/python benchmarks/release_size.py
+	$(if $(DATA),$(BIN)/python benchmarks/default_guard.py --measure --data $(DATA))
+	$(if $(DATA),$(BIN)/python benchmarks/guard_research.py --data $(DATA))
 	$(if $(DATA),$(BIN)/python benchmarks/gibberish.py --data $(DATA))
 	$(if $(DATA),$(BIN)/python benchmarks/consensus.py --data $(DATA))
 
