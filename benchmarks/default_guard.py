@@ -273,8 +273,9 @@ def main() -> None:
     }
     save("default_guard", result)
     measured = args.runs / "calibrated" / "card.md"
-    card = model_card(result, measured.read_text("utf-8") if measured.is_file() else "")
-    (guard_folder(NAME) / "card.md").write_text(card, "utf-8")
+    shipped = guard_folder(NAME) / "card.md"
+    card = model_card(result, (measured if measured.is_file() else shipped).read_text("utf-8"))
+    shipped.write_text(card, "utf-8")
     print(card)
 
 
