@@ -54,17 +54,7 @@ def masked_pairs(tokens: TokenPairs) -> PairLogps:
     sums = segment_sums(torch.where(tokens.kept, tokens.logps, 0.0), tokens.slots, count)
     ref_sums = segment_sums(torch.where(tokens.kept, tokens.ref_logps, 0.0), tokens.slots, count)
     lengths = segment_sums(tokens.kept.to(sums.dtype), tokens.slots, count).clamp(min=1)
-    unknown = torch.zeros_like(sums[0::2])
-    return PairLogps(
-        chosen=sums[0::2],
-        rejected=sums[1::2],
-        ref_chosen=ref_sums[0::2],
-        ref_rejected=ref_sums[1::2],
-        chosen_len=lengths[0::2],
-        rejected_len=lengths[1::2],
-        chosen_unsafe=unknown,
-        rejected_unsafe=unknown,
-    )
+    return PairLogps.alternating(sums, ref_sums, lengths, unsafe=torch.zeros_like(sums))
 
 
 def masked_sft(logps: Tensor, kept: Tensor) -> Tensor:

@@ -37,6 +37,14 @@ class PairLogps(NamedTuple):
     severity_gap: Tensor = torch.zeros(())
     """Severity levels of the rejected response less those of the chosen, -3..3; 0 where not known."""
 
+    @classmethod
+    def alternating(
+        cls, sums: Tensor, ref_sums: Tensor, lengths: Tensor, unsafe: Tensor, **more: Tensor
+    ) -> "PairLogps":
+        """Make pairs of numbers in the order chosen, rejected, chosen, ..., [2B] each; `more` is [B]."""
+        both = [part[side::2] for part in (sums, ref_sums, lengths, unsafe) for side in (0, 1)]
+        return cls(*both, **more)
+
     @property
     def margin(self) -> Tensor:
         """How much more than the reference the policy prefers the chosen response, [B]."""

@@ -24,6 +24,7 @@ from equipoise.objectives.preference import implicit_accuracy, implicit_reward_m
 from equipoise.progress import track
 from equipoise.training.margins import load_weighed
 from equipoise.training.pair_order import OrderedPair
+from equipoise.training.paired import PairLosses, task_on_pairs
 from equipoise.training.policy_rows import PolicyBatch
 from equipoise.training.trainer import Task
 
@@ -149,16 +150,13 @@ def reference_tokens(
     return out
 
 
-class MessageLosses(nn.Module):
+class MessageLosses(PairLosses):
     """The policy under training: one message-wise loss per pair."""
 
     def __init__(self, policy: nn.Module, loss: Callable[[TokenPairs], Tensor], beta: float) -> None:
         """Wrap the policy and the objective; `beta` scales the implicit reward that is logged."""
-        super().__init__()
-        self.policy = policy
+        super().__init__(policy, beta)
         self.loss = loss
-        self.beta = beta
-        self.seen: list[Tensor] = []
 
     def forward(self, batch: PolicyBatch) -> Tensor:
         """Loss of each pair times its weight, [B].
@@ -170,18 +168,8 @@ class MessageLosses(nn.Module):
         slots = torch.arange(len(found.lengths), device=kept.device).repeat_interleave(found.lengths)
         tokens = TokenPairs(found.tokens, reference, slots, kept, len(weight))
         pair = masked_pairs(tokens)
-        if self.training:
-            logged = [implicit_reward_margin(pair, beta=self.beta), implicit_accuracy(pair)]
-            self.seen.append(torch.stack(logged).detach())
+        self.see(implicit_reward_margin(pair, beta=self.beta), implicit_accuracy(pair))
         return self.loss(tokens) * weight
-
-    def metrics(self) -> dict[str, float]:
-        """Mean implicit reward margin and accuracy, of what counts, since the last call."""
-        if not self.seen:
-            return {}
-        margin, accuracy = torch.cat(self.seen, dim=1).mean(dim=1).tolist()
-        self.seen.clear()
-        return {"reward_margin": margin, "accuracy": accuracy}
 
 
 def message_task(
@@ -197,11 +185,4 @@ def message_task(
         tokens = (torch.cat([known[i] for i in chosen]) for known in (reference, kept))
         return PolicyBatch(tuple(pairs[i].row for i in chosen), (*tokens, weight[list(chosen)]))
 
-    return Task(
-        losses,
-        [one.row.length for one in pairs],
-        [1] * len(pairs),
-        collate,
-        losses.metrics,
-        groups=[tuple(one.row.prompt) for one in pairs],
-    )
+    return task_on_pairs(losses, pairs, collate)

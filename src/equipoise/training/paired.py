@@ -12,7 +12,31 @@ from equipoise.training.policy_rows import PolicyBatch
 from equipoise.training.trainer import Task
 
 
-class PreferenceLosses(nn.Module):
+class PairLosses(nn.Module):
+    """A policy under training on pairs, and what is logged of them."""
+
+    def __init__(self, policy: nn.Module, beta: float) -> None:
+        """Wrap the policy; `beta` scales the implicit reward that is logged."""
+        super().__init__()
+        self.policy = policy
+        self.beta = beta
+        self.seen: list[Tensor] = []
+
+    def see(self, margin: Tensor, accuracy: Tensor) -> None:
+        """Take in margins and accuracies, [B] each; not of what is held out."""
+        if self.training:
+            self.seen.append(torch.stack([margin, accuracy]).detach())
+
+    def metrics(self) -> dict[str, float]:
+        """Mean implicit reward margin and accuracy of this rank's pairs since the last call."""
+        if not self.seen:
+            return {}
+        margin, accuracy = torch.cat(self.seen, dim=1).mean(dim=1).tolist()
+        self.seen.clear()
+        return {"reward_margin": margin, "accuracy": accuracy}
+
+
+class PreferenceLosses(PairLosses):
     """The policy under training: one loss per pair."""
 
     def __init__(
@@ -31,46 +55,28 @@ class PreferenceLosses(nn.Module):
             beta: Scales the implicit reward that is logged.
             has_reference: Whether the reference counts; if not, nats per token are the reward.
         """
-        super().__init__()
-        self.policy = policy
+        super().__init__(policy, beta)
         self.loss = loss
-        self.beta = beta
         self.has_reference = has_reference
-        self.seen: list[Tensor] = []
 
     def forward(self, batch: PolicyBatch) -> Tensor:
         """Loss of each pair times its weight, [B]."""
         pair = self.logps(batch)
         if self.has_reference:
-            logged = [implicit_reward_margin(pair, beta=self.beta), implicit_accuracy(pair)]
+            self.see(implicit_reward_margin(pair, beta=self.beta), implicit_accuracy(pair))
         else:
-            logged = [self.beta * pair.mean_gap, (torch.sign(pair.mean_gap) + 1) / 2]
-        if self.training:
-            self.seen.append(torch.stack(logged).detach())
+            self.see(self.beta * pair.mean_gap, (torch.sign(pair.mean_gap) + 1) / 2)
         return self.loss(pair) * pair.weight
-
-    def metrics(self) -> dict[str, float]:
-        """Mean implicit reward margin and accuracy of this rank's pairs since the last call."""
-        if not self.seen:
-            return {}
-        margin, accuracy = torch.cat(self.seen, dim=1).mean(dim=1).tolist()
-        self.seen.clear()
-        return {"reward_margin": margin, "accuracy": accuracy}
 
     def logps(self, batch: PolicyBatch) -> PairLogps:
         """Log-probabilities of both responses of each pair under policy and reference."""
         found = response_logps(self.policy, batch.rows)
         reference, unsafe, margin_reward, weight, severity_gap = batch.extras
-        sums, lengths = found.sums, found.lengths.to(found.sums.dtype)
-        return PairLogps(
-            chosen=sums[0::2],
-            rejected=sums[1::2],
-            ref_chosen=reference[0::2],
-            ref_rejected=reference[1::2],
-            chosen_len=lengths[0::2],
-            rejected_len=lengths[1::2],
-            chosen_unsafe=unsafe[0::2],
-            rejected_unsafe=unsafe[1::2],
+        return PairLogps.alternating(
+            found.sums,
+            reference,
+            found.lengths.to(found.sums.dtype),
+            unsafe,
             margin_reward=margin_reward,
             weight=weight,
             severity_gap=severity_gap,
@@ -96,6 +102,13 @@ def pair_task(
         extras = (*both, margin[index], weight[index], gap[index])
         return PolicyBatch(tuple(pairs[i].row for i in chosen), extras)
 
+    return task_on_pairs(losses, pairs, collate)
+
+
+def task_on_pairs(
+    losses: PairLosses, pairs: Sequence[OrderedPair], collate: Callable[[Sequence[int]], PolicyBatch]
+) -> Task:
+    """Return the task of pairs, one loss term each; those of one prompt are held out together."""
     return Task(
         losses,
         [one.row.length for one in pairs],
