@@ -12,6 +12,7 @@ end is in any of them: PKU-SafeRLHF, OKTest, LLM-Safeguard. Runs that are done a
 
 import argparse
 import hashlib
+import json
 import shutil
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from common import ROOT, save
+from common import RESULTS, ROOT, save
 from default_guard_card import model_card
 from default_guard_rows import SOURCES, Kept, builtin_rows, harmless_prompts, lines, rows_of, turns
 
@@ -257,12 +258,15 @@ def main() -> None:
     parser.add_argument("--measure", action="store_true", help="measure the package's guard; train nothing")
     args = parser.parse_args()
     rows = learnable(args.data)
-    if not args.measure:
+    settings = {"tune": args.tune, **SETTINGS}
+    if args.measure:  # of the guard that is there
+        settings = json.loads((RESULTS / "default_guard.json").read_text("utf-8"))["settings"]
+    else:
         ship(trained(rows, args.runs, {"tune": args.tune}))
     guard = load_guard(NAME)
     parts = {name: [row for row in rows if part_of(row) == name] for name in PARTS}
     result = {
-        "settings": {"tune": args.tune, **SETTINGS},
+        "settings": settings,
         "rows": {name: len(part) for name, part in parts.items()},
         "sources": counts(rows),
         "bytes": sum(path.stat().st_size for path in guard_folder(NAME).rglob("*") if path.is_file()),
@@ -272,9 +276,9 @@ def main() -> None:
         "seconds_to_an_answer": round(seconds_to_an_answer(), 1),
     }
     save("default_guard", result)
-    measured = args.runs / "calibrated" / "card.md"
     shipped = guard_folder(NAME) / "card.md"
-    card = model_card(result, (measured if measured.is_file() else shipped).read_text("utf-8"))
+    calibrated = shipped if args.measure else args.runs / "calibrated" / "card.md"
+    card = model_card(result, calibrated.read_text("utf-8"))
     shipped.write_text(card, "utf-8")
     print(card)
 

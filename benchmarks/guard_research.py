@@ -41,6 +41,11 @@ def answers(folder: Path, name: str) -> list[Exchange]:
     return read_exchanges((), (path,)) if name in PAIRS else read_exchanges((path,), ())
 
 
+def labelled(path: Path) -> list[Prompt]:
+    """Prompts that are known to be harmful or not; a guard learns from no others."""
+    return [prompt for prompt in read_records(path, Prompt) if prompt.is_harmful is not None]
+
+
 def prompts_of(rows: Sequence[Exchange | Prompt]) -> list[str]:
     return [normalise_prompt(text_of(row.prompt)) for row in rows]
 
@@ -151,11 +156,11 @@ def main() -> None:
     guard = load_guard(steps["guard"].place)
     trained = GuardConfig.model_validate(steps["trained"].manifest.config)
     train = read_exchanges(trained.exchanges, trained.pairs)
-    asked = [prompt for path in trained.prompts for prompt in read_records(path, Prompt)]
+    asked = [prompt for path in trained.prompts for prompt in labelled(path)]
     test = {
         name: answers(split / "test", name) for name in (*PAIRS, *ANSWERS, "graded", "refusals", "everyday")
     }
-    texts = list(read_records(split / "test" / "texts.jsonl", Prompt))
+    texts = labelled(split / "test" / "texts.jsonl")
     safe = [row for name in ("risky", "everyday") for row in test[name]]
     quality = measure_quality(safe, guard(safe))
     others = {name: unused(given.data / f"{name}.jsonl") for name in ("oktest", "llm_safeguard")}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
-from equipoise.errors import DataError
+from equipoise.errors import ConfigError, DataError
 
 
 class Source(BaseModel):
@@ -51,7 +51,9 @@ def inherited_licences(inputs: Iterable[Source]) -> set[str]:
 
 
 def manifest_of(out: Path, *, is_file: bool) -> Path:
-    """Return where the manifest of a folder or file lies."""
+    """Return where the manifest of a folder or file lies; for a file, a place without a name is an error."""
+    if is_file and not out.name:
+        raise ConfigError(f"{out}: is a folder; expected a file to write")
     return out.with_name(out.name + ".manifest.json") if is_file else out / "manifest.json"
 
 

@@ -83,6 +83,26 @@ def test_import_renames_columns_of_a_table(call: Call, tmp_path: Path) -> None:
     assert asked.prompt == "q"
 
 
+def test_import_gives_labels_to_rows_that_have_none(call: Call, tmp_path: Path) -> None:
+    table, out = tmp_path / "t.jsonl", tmp_path / "o.jsonl"
+    rows = [{"is_safe": None}, {"is_safe": False}, {}, {"is_safe": ""}]
+    lines = [json.dumps({"prompt": "q", "response": f"r{i}"} | row) for i, row in enumerate(rows)]
+    table.write_text("\n".join(lines), "utf-8")
+    call("data", "import", "jsonl", table, "--out", out, "--set", "labels.is_safe=true")
+    assert [record.is_safe for record in read_records(out, Exchange)] == [True, False, True, True]
+    with pytest.raises(ConfigError, match=r"labels: no field 'is_saef' .did you mean 'is_safe'"):
+        call("data", "import", "jsonl", table, "--out", out, "--force", "--set", "labels.is_saef=true")
+
+
+def test_a_file_is_not_written_to_a_folder(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "t.jsonl").write_text('{"prompt": "q"}\n', "utf-8")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"\.: is a folder; expected a file to write"):
+        call("data", "import", "jsonl", "t.jsonl", "--out", ".")
+
+
 def test_import_translates_labels_in_other_words(call: Call, tmp_path: Path) -> None:
     table, out = tmp_path / "t.csv", tmp_path / "o.jsonl"
     table.write_text("prompt,response,action\nq,a,0\nq,b,5\nq,c,\n", "utf-8")
@@ -94,6 +114,9 @@ def test_import_translates_labels_in_other_words(call: Call, tmp_path: Path) -> 
     )
     assert result.exit_code == 1
     assert "t.csv:3: refusal: values has no meaning for it, got '5'; known: 0" in result.stdout
+    unquoted = (*names[:3], "values.refusal={0: full, 5: none}", "--force", "--set", "sample=2")
+    call("data", "import", "jsonl", table, "--out", out, *unquoted)
+    assert {record.refusal for record in read_records(out, Exchange)} <= {"full", "none", None}
     with pytest.raises(DataError, match="values: no row has a column 'refused'"):
         call("data", "import", "jsonl", table, "--out", out, "--force", "--set", "values.refused={a: none}")
 

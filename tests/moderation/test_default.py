@@ -9,7 +9,7 @@ import torch
 from pydantic import BaseModel
 
 from equipoise.config import find_inputs, parse_config
-from equipoise.errors import ModelError
+from equipoise.errors import ConfigError, ModelError
 from equipoise.evaluation.run import EvaluateConfig
 from equipoise.judges.load import JudgeConfig
 from equipoise.models.checkpoints import load_tensors
@@ -62,6 +62,16 @@ def minilm(tmp_path: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_settings_take_default_for_its_folder(kind: type[BaseModel], given: dict[str, object]) -> None:
     settings = parse_config(kind, given, "test")
     assert find_inputs(settings, exists=lambda _: True)["guard"] == SHIPPED
+
+
+def test_a_folder_of_that_name_is_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "default").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        ConfigError, match="'default' is the shipped guard, and here is a folder of that name"
+    ):
+        guard_folder(Path("./default"))
+    assert guard_folder(tmp_path / "default") == tmp_path / "default"
 
 
 def test_any_other_guard_is_as_it_was_given() -> None:

@@ -4,14 +4,15 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Literal, NamedTuple, cast
+from typing import NamedTuple, cast
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from equipoise.config import Config, InputPath
 from equipoise.data.card import card
 from equipoise.data.check import Finding, FoundError, check, unreadable
 from equipoise.data.identity import AnyRecord
+from equipoise.data.import_config import ImportConfig
 from equipoise.data.io import (
     NoRowsError,
     Placed,
@@ -28,44 +29,10 @@ from equipoise.data.sources import find_source, hub_rows, import_records
 from equipoise.data.splits import check_fractions, split
 from equipoise.data.statistics import Counting, Statistics, statistics
 from equipoise.data.statistics_page import page
-from equipoise.data.values import translate
+from equipoise.data.values import translate, with_labels
 from equipoise.errors import ConfigError, DataError
 from equipoise.lineage import Run, Step, write_text
 from equipoise.progress import track
-
-
-class ImportConfig(Config):
-    """Settings of an import: a source, and either a file or a data set on the hub."""
-
-    source: str
-    path: InputPath | None = None
-    hub_id: str | None = None
-    split: str = "train"
-    """Split of a data set on the hub."""
-    subset: str | None = None
-    """Its configuration, where it has several."""
-    revision: str | None = None
-    """Its commit, tag or branch."""
-    licence: str | None = None
-    """Overrides what the source states."""
-    columns: dict[str, str] = {}
-    """The file's column -> the name that the source expects."""
-    values: dict[str, dict[str, str | int | bool | None]] = {}
-    """Column (by its new name) -> its value as text -> the label that stands for it."""
-    labels: dict[str, str | int | bool] = {}
-    """Labels that all of the rows have; what a row says itself counts more."""
-    sample: int | None = Field(default=None, ge=1)
-    """Take only so many rows, drawn at random."""
-    seed: int = 0
-    """Of the drawing."""
-    on_bad: Literal["error", "skip"] = "error"
-    """Whether one bad row stops the import, or is left out and counted."""
-
-    @model_validator(mode="after")
-    def _one_origin(self) -> "ImportConfig":
-        if (self.path is None) == (self.hub_id is None):
-            raise ValueError("expected either path or hub_id")
-        return self
 
 
 class FilesConfig(Config):
@@ -166,10 +133,10 @@ def _import(config: ImportConfig, run: Run) -> None:
     else:
         assert config.hub_id is not None
         rows = hub_rows(config.hub_id, split=config.split, subset=config.subset, revision=config.revision)
+    if config.values:
+        rows = translate(rows, config.values, bad.append)
     rows = reservoir(rows, config.sample, config.seed) if config.sample else rows
-    labelled = translate(rows, config.values, bad.append) if config.values else rows
-    if config.labels:
-        labelled = (row._replace(values=config.labels | row.values) for row in labelled)
+    labelled = with_labels(rows, config.labels)
     found = import_records(config.source, labelled, licence=config.licence, on_bad=bad.append)
     records = cast(Iterator[AnyRecord], track(found, f"importing {config.source}"))  # no judgements
     stats = _write(run, _imported(config, records, bad))

@@ -21,7 +21,7 @@ def translate(rows: Iterable[Row], values: Values, on_bad: OnBad) -> Iterator[Ro
     >>> [row.values for row in translate(rows, {"refusal": {"true": "full", "false": "none"}}, print)]
     [{'refusal': 'none', 'prompt': 'How?'}]
     """
-    unseen = set(values)
+    unseen, row = set(values), None
     for row in rows:
         unseen -= row.values.keys()
         try:
@@ -30,8 +30,15 @@ def translate(rows: Iterable[Row], values: Values, on_bad: OnBad) -> Iterator[Ro
             on_bad(error)
             continue
         yield row._replace(values=row.values | {k: v for k, v in new.items() if k in row.values})
-    if unseen:
+    if unseen and row is not None:
         raise DataError(f"values: no row has a column '{min(unseen)}'")
+
+
+def with_labels(rows: Iterable[Row], labels: Mapping[str, str | int | bool]) -> Iterator[Row]:
+    """Yield rows with labels where they say nothing themselves: no such column, null, or an empty cell."""
+    for row in rows:
+        new = {name: label for name, label in labels.items() if row.values.get(name) in (None, "")}
+        yield row._replace(values=row.values | new) if new else row
 
 
 def _meaning(row: Row, column: str, known: Mapping[str, Any]) -> Any:

@@ -12,14 +12,23 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator
 
 from equipoise.config import IsInput
+from equipoise.errors import ConfigError
 
 NAME = "default"
 """What a user writes; a folder of this name is given with its full path."""
 
 
 def guard_folder(guard: str | Path) -> Path:
-    """Return the folder of a guard: that of the shipped one for `default`, any other as it is."""
+    """Return the folder of a guard: that of the shipped one for `default`, any other as it is.
+
+    Where a folder of the user's has that name too, it is not guessed which is meant: ConfigError.
+    """
     if str(guard) == NAME:
+        if Path(NAME).exists():
+            raise ConfigError(
+                f"guard: '{NAME}' is the shipped guard, and here is a folder of that name;"
+                " expected its full path, or another place to work in"
+            )
         return Path(str(resources.files("equipoise") / "moderation" / "shipped" / "equipoise-guard"))
     return Path(guard)
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from equipoise.objectives.preference import PairLogps
+from equipoise.objectives.preference import PairLogps, above_zero
 
 
 def modpo(pair: PairLogps, *, beta: float = 0.1, weight: float = 0.5) -> Tensor:
@@ -23,7 +23,7 @@ def modpo(pair: PairLogps, *, beta: float = 0.1, weight: float = 0.5) -> Tensor:
     reward behind the labels; w = 1 is DPO whatever the margin reward. The smaller w, the less is learned from
     the labels, and loss and slope grow as 1 / w.
     """
-    _check_beta("modpo", beta)
+    above_zero("modpo", beta=beta)
     if not 0 < weight <= 1:
         raise ValueError(f"modpo: weight: got {weight}; expected above 0, and at most 1")
     return -F.logsigmoid((beta * pair.margin - (1 - weight) * pair.margin_reward) / weight)
@@ -37,7 +37,7 @@ def soft_dpo(pair: PairLogps, *, beta: float = 0.1) -> Tensor:
     al. 2024) and the inner step of constrained DPO (Liu et al. 2024) at the multiplier k. Who is called
     chosen does not matter here: a swapped pair with a negated margin reward has the same loss.
     """
-    _check_beta("soft_dpo", beta)
+    above_zero("soft_dpo", beta=beta)
     z, p = beta * pair.margin, torch.sigmoid(pair.margin_reward)
     return -p * F.logsigmoid(z) - (1 - p) * F.logsigmoid(-z)
 
@@ -48,11 +48,6 @@ def implicit_rewards(logps: Tensor, ref_logps: Tensor, *, beta: float = 0.1) -> 
     Known up to a constant for each prompt only, so of use in differences. Rafailov et al. 2023, eq. 5.
     """
     return beta * (logps - ref_logps)
-
-
-def _check_beta(name: str, beta: float) -> None:
-    if not beta > 0:
-        raise ValueError(f"{name}: beta: got {beta}; expected above 0")
 
 
 MULTI_OBJECTIVE_LOSSES: dict[str, Callable[..., Tensor]] = {"modpo": modpo, "soft_dpo": soft_dpo}

@@ -70,7 +70,8 @@ def dpo(
     must win for each level that it is less severe (an offset as in Amini et al. 2024, its scale ours),
     and sft is `chosen_nll` times `sft_weight`.
     """
-    _above_zero("dpo", beta=beta)
+    above_zero("dpo", beta=beta)
+    not_below_zero("dpo", severity_margin=severity_margin, sft_weight=sft_weight)
     if not 0 <= label_smoothing <= 0.5:
         raise ValueError(f"dpo: label_smoothing: got {label_smoothing}; expected 0 to 0.5")
     z = beta * pair.margin - severity_margin * pair.severity_gap
@@ -93,7 +94,8 @@ def safe_dpo(
     default: `severity_margin` for each level of the severity gap beside delta, as in `dpo`, and
     `chosen_nll` times `sft_weight`.
     """
-    _above_zero("safe_dpo", beta=beta)
+    above_zero("safe_dpo", beta=beta)
+    not_below_zero("safe_dpo", delta=delta, severity_margin=severity_margin, sft_weight=sft_weight)
     gap = pair.rejected_unsafe - pair.chosen_unsafe
     z = beta * pair.margin - gap * delta - severity_margin * pair.severity_gap
     return -F.logsigmoid(z) + sft_weight * chosen_nll(pair)
@@ -106,7 +108,7 @@ def ipo(pair: PairLogps, *, tau: float = 0.1) -> Tensor:
     target would hold for ten tokens and for a thousand. The authors' runs, and TRL, divide the
     log-ratio of each response by its length.
     """
-    _above_zero("ipo", tau=tau)
+    above_zero("ipo", tau=tau)
     chosen = (pair.chosen - pair.ref_chosen) / pair.chosen_len
     rejected = (pair.rejected - pair.ref_rejected) / pair.rejected_len
     return (chosen - rejected - 1 / (2 * tau)).square()
@@ -114,7 +116,7 @@ def ipo(pair: PairLogps, *, tau: float = 0.1) -> Tensor:
 
 def simpo(pair: PairLogps, *, beta: float = 2.0, gamma: float = 1.0) -> Tensor:
     """-log s(beta (chosen/len - rejected/len) - gamma), no reference. Meng et al. 2024, eq. 6."""
-    _above_zero("simpo", beta=beta)
+    above_zero("simpo", beta=beta)
     return -F.logsigmoid(beta * pair.mean_gap - gamma)
 
 
@@ -124,7 +126,7 @@ def orpo(pair: PairLogps, *, beta: float = 0.1) -> Tensor:
     p is the probability per token, exp(log-probability / length); nll is `chosen_nll`, over the response
     alone (public code also counts the tokens of the prompt). beta is the paper's lambda.
     """
-    _above_zero("orpo", beta=beta)
+    above_zero("orpo", beta=beta)
     log_odds = _log_odds(pair.chosen / pair.chosen_len) - _log_odds(pair.rejected / pair.rejected_len)
     return chosen_nll(pair) - beta * F.logsigmoid(log_odds)
 
@@ -142,16 +144,24 @@ def bfpo(pair: PairLogps, *, beta: float = 0.01, b1: float = 3.0, alpha: float =
     defaults g is 1 for a safe response over an unsafe one, .5 between two safe ones, -.5 between two
     unsafe ones, and -1 for an unsafe response over a safe one, which so loses.
     """
-    _above_zero("bfpo", beta=beta, **{"b1 - 1": b1 - 1})
+    above_zero("bfpo", beta=beta, **{"b1 - 1": b1 - 1})
     b3 = 1 / (b1 - 1)
     target = b1 * b3 * (1 - pair.chosen_unsafe) - b3 * (1 - pair.rejected_unsafe) - alpha
     return (pair.margin - target / beta).square()
 
 
-def _above_zero(where: str, **settings: float) -> None:
+def above_zero(where: str, **settings: float) -> None:
+    """Raise ValueError for a setting of the loss `where` that is not above 0."""
     for name, value in settings.items():
-        if value <= 0:
+        if not value > 0:
             raise ValueError(f"{where}: {name}: got {value}; expected above 0")
+
+
+def not_below_zero(where: str, **settings: float) -> None:
+    """Raise ValueError for a setting of the loss `where` that is not 0 or more."""
+    for name, value in settings.items():
+        if not value >= 0:
+            raise ValueError(f"{where}: {name}: got {value}; expected 0 or more")
 
 
 def chosen_nll(pair: PairLogps) -> Tensor:

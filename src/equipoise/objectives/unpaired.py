@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from equipoise.objectives.preference import above_zero, not_below_zero
+
 
 class LabelledLogps(NamedTuple):
     """Responses and whether they are wanted, all [R]; log-probabilities in nats of the whole response."""
@@ -40,8 +42,8 @@ def kto(
     r is the log-ratio of policy to reference, z the baseline, through which no gradient flows. The
     weights are the paper's lambdas; it advises w_d n_d / (w_u n_u) between 1 and 3/2.
     """
-    if beta <= 0:
-        raise ValueError(f"kto: beta: got {beta}; expected above 0")
+    above_zero("kto", beta=beta)
+    not_below_zero("kto", desirable_weight=desirable_weight, undesirable_weight=undesirable_weight)
     z = beta * (rows.log_ratio - rows.baseline.detach())
     wanted = rows.desirable == 1
     return torch.where(wanted, desirable_weight, undesirable_weight) * torch.sigmoid(

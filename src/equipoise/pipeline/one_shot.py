@@ -40,7 +40,7 @@ class OneShotConfig(Config):
     """Mean cost that the policy may have, in units of the cost."""
     beta: float = Field(default=0.1, gt=0)
     """Weight of the divergence from the reference, as the training after it has."""
-    multiplier: float | None = Field(default=None, ge=0)
+    multiplier: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     """Takes the place of the one that keeps the budget."""
     pairs_per_prompt: int = Field(default=1, ge=1)
     """At most; each response is in one pair, so half as many as there are responses can be had."""
@@ -92,15 +92,24 @@ def read_scored(path: Path, left_out: Counter[str]) -> list[Asked]:
     Prompts with fewer responses than others are left out: all count alike in the dual.
 
     Raises:
-        DataError: A row is no prompt with response, reward and cost, or no prompt has two responses.
+        DataError: A row is no prompt with response, reward and cost, or no prompt has two responses, or they
+            are not those of one model, or an id stands for two prompts.
     """
     asked: dict[str, Asked] = {}
+    models: set[object] = set()
     for row in read_rows(path):
         if row.values.get("error") is not None:
             left_out["error"] += 1
             continue
         prompt = parse_record(_only_prompt(row), Prompt)
-        asked.setdefault(prompt.id, Asked(prompt, [])).responses.append(_scored(row))
+        models.add(row.values.get("model"))
+        if len(models) > 1:
+            found = " and ".join(sorted(map(str, models)))
+            raise DataError(f"{row.path}:{row.line}: model: got {found}; expected responses of one reference")
+        first = asked.setdefault(prompt.id, Asked(prompt, []))
+        if first.prompt.prompt != prompt.prompt:
+            raise DataError(f"{row.path}:{row.line}: id: '{prompt.id}' stands for another prompt above")
+        first.responses.append(_scored(row))
     most = max((len(each.responses) for each in asked.values()), default=0)
     if most < 2:
         raise DataError(f"{path}: no prompt has two responses; expected rows of `score` over `generate -k`")

@@ -145,7 +145,7 @@ def _steps(
         raise ConfigError(
             f"knob: {knob} decides {moved[0]}, by which step {point} is judged; expected it not to"
         )
-    if base or fixed or needs_base:
+    if base or needs_base or len(fixed) == 1:
         return point, _one("base", base, fixed, f"do not depend on {knob}")
     return point, None
 

@@ -28,9 +28,11 @@ def hold_out(groups: Sequence[Hashable], seed: int) -> tuple[list[int], list[int
     names = list(sizes)
     random.Random(f"{seed}/held out").shuffle(names)
     held: set[Hashable] = set()
+    count = 0
     for name in names[:-1]:
         held.add(name)
-        if sum(sizes[one] for one in held) >= SHARE * len(groups):
+        count += sizes[name]
+        if count >= SHARE * len(groups):
             break
     places = range(len(groups))
     return [i for i in places if groups[i] not in held], [i for i in places if groups[i] in held]
@@ -46,14 +48,13 @@ class Best:
         """Read `path` if it is there."""
         self.path = path
         self.stop_after = stop_after
-        self.step, self.loss, self.asked = 0, math.inf, 0
+        self.step, self.loss = 0, math.inf
         if path.exists():
             step, self.loss = load_tensors(path)["best"].tolist()
             self.step = int(step)
 
     def see(self, step: int, loss: float, model: nn.Module, *, writes: bool) -> bool:
         """Take in the loss after a step; return whether the best one is too long ago."""
-        self.asked = step
         if loss < self.loss:
             self.step, self.loss = step, loss
             if writes:

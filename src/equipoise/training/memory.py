@@ -17,7 +17,7 @@ from equipoise.models.backbone import add_lora, pick_device, pick_dtype, quiet
 from equipoise.models.builtin import resolve
 from equipoise.progress import say
 from equipoise.training.optim import OptimSettings
-from equipoise.training.policy import LoraSettings, Tune
+from equipoise.training.policy import LoraSettings, Tune, weights_in
 
 _GIB = 1024**3
 
@@ -41,7 +41,7 @@ def footprint(ref: str | Path, tune: Tune, lora: LoraSettings, device: str = "au
             return footprint(base, tune, lora, device)
         with quiet(), torch.device("meta"):
             config = AutoConfig.from_pretrained(place, trust_remote_code=False, local_files_only=True)
-            number = pick_dtype("auto", pick_device(device))
+            number = pick_dtype(weights_in(tune), pick_device(device))
             model = AutoModelForCausalLM.from_config(config, dtype=number)
             if tune == "lora":
                 model = add_lora(model, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout)

@@ -24,6 +24,7 @@ from equipoise.progress import say
 from equipoise.records import Pair, text_of
 from equipoise.training.cards import model_card
 from equipoise.training.mixture import Mixture, Mode, fit_mixture
+from equipoise.training.pair_order import told
 
 Unit = Literal["annotator", "source", "severity", "categories", "pair"]
 
@@ -63,7 +64,7 @@ def train_mixture(config: MixtureConfig, run: Run) -> None:
     run.licences |= {pair.licence for pair in pairs}
     kept, left_out = preferred_pairs(pairs, config)
     if not kept:
-        raise DataError(f"pairs: none is left to train on ({dict(left_out)})")
+        raise DataError(f"pairs: none is left to train on ({told(left_out)})")
     backbone = load_encoder(config.backbone, device=config.device)
     trunk = PooledFeatures(backbone.model, config.layers)
     texts = [

@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 
 from equipoise.config import Config
+from equipoise.data.check import ranked_safer
 from equipoise.errors import DataError
 from equipoise.models.layout import Row
 from equipoise.objectives.preference import safe_dpo_order
@@ -173,7 +174,9 @@ def _chosen_first(pair: Pair, settings: PairSettings) -> tuple[int, ...] | str:
         return "both unsafe"
     preferred = getattr(pair, settings.preference)
     if settings.preference == "safer" and preferred in (0, 1):
-        _refuse_contradiction(pair, preferred, unsafe)
+        _refuse_contradiction(pair, preferred)
+    if settings.objective == "bfpo" and None in unsafe:
+        return "no safety label"  # unknown is not safe
     if settings.objective == "safe_dpo":
         chosen = pair.safer if both else safe_dpo_order(preferred, unsafe[0], unsafe[1])
         reason = "no preference or safety label"
@@ -182,8 +185,8 @@ def _chosen_first(pair: Pair, settings: PairSettings) -> tuple[int, ...] | str:
     return (chosen, 1 - chosen) if chosen in (0, 1) else reason
 
 
-def _refuse_contradiction(pair: Pair, safer: int, unsafe: Sequence[bool | None]) -> None:
-    if unsafe[safer] is True and unsafe[1 - safer] is False:
+def _refuse_contradiction(pair: Pair, safer: int) -> None:
+    if ranked_safer(pair) == 1 - safer:
         raise DataError(
             f"{pair.source}: {pair.id}: safer names the unsafe answer of a pair with a safe one;"
             " see `equipoise data check --on-contradiction`"

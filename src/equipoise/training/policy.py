@@ -21,6 +21,14 @@ class LoraSettings(Config):
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
 
+def weights_in(tune: Tune) -> str:
+    """Return the number format to load a policy in: 32 bits where its own weights learn, in `auto` else.
+
+    A step is often smaller than what 16 bits can add to a weight, and would be lost.
+    """
+    return "float32" if tune == "full" else "auto"
+
+
 def prepare(backbone: Backbone, tune: Tune, lora: LoraSettings, seed: int) -> nn.Module:
     """Return the module to train: the model itself, or the model with fresh adapters."""
     torch.manual_seed(seed)

@@ -5,6 +5,7 @@ loaded, so its log-probabilities are computed once, before the first step, and k
 policy that goes on from the output of an earlier run has that run's result for its reference.
 """
 
+import inspect
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -45,7 +46,7 @@ from equipoise.training.pair_order import (
     told,
 )
 from equipoise.training.paired import PreferenceLosses, pair_task
-from equipoise.training.policy import LoraSettings, Tune, prepare, save_policy
+from equipoise.training.policy import LoraSettings, Tune, prepare, save_policy, weights_in
 from equipoise.training.reference import reference_logps
 from equipoise.training.trainer import OptimSettings, Task, fit
 from equipoise.training.unpaired import UnpairedLosses, borrowed_rows, unpaired_task
@@ -108,8 +109,9 @@ def train_preference(
     pairs = [record for path in config.pairs for record in read_records(path, Pair)]
     run.licences |= {pair.licence for pair in pairs}
     say_footprint(config.model, config.tune, config.lora, config.optim.device)
-    backbone = load_causal(config.model, device=config.optim.device, merge=True)
-    beta = config.objective_params.get("beta", 0.1)
+    number = weights_in(config.tune)
+    backbone = load_causal(config.model, dtype=number, device=config.optim.device, merge=True)
+    beta = _logged_beta(config)
     seed = config.optim.seed
 
     def reference(policy: nn.Module, rows: Sequence[Row], name: str) -> tuple[Tensor, ...]:
@@ -158,6 +160,12 @@ def train_preference(
     save_policy(backbone, policy, run.out)
     run.notes |= {"rows": len(rows), "left_out": dict(left_out), "tokens": sum(r.length for r in rows)}
     model_card(run, "Policy", config.model, f"aligned by {config.objective} on {len(rows)} pairs")
+
+
+def _logged_beta(config: PreferenceConfig) -> float:
+    """Return the objective's beta, given or its own; 0.1 where it has none."""
+    own = inspect.signature(OBJECTIVES[config.objective]).parameters.get("beta")
+    return config.objective_params.get("beta", 0.1 if own is None else own.default)
 
 
 def objective_of(config: PreferenceConfig) -> Callable[..., Tensor]:

@@ -20,7 +20,8 @@ from equipoise.objectives.sequence import sft
 from equipoise.records import Exchange
 from equipoise.training.cards import model_card
 from equipoise.training.memory import say_footprint, say_work
-from equipoise.training.policy import LoraSettings, Tune, prepare, save_policy
+from equipoise.training.pair_order import told
+from equipoise.training.policy import LoraSettings, Tune, prepare, save_policy, weights_in
 from equipoise.training.policy_rows import PolicyBatch, make_row
 from equipoise.training.trainer import OptimSettings, Task, fit
 
@@ -63,7 +64,8 @@ def train_sft(config: SftConfig, run: Run) -> None:
     exchanges = [record for path in config.exchanges for record in read_records(path, Exchange)]
     run.licences |= {record.licence for record in exchanges}
     say_footprint(config.model, config.tune, config.lora, config.optim.device)
-    backbone = load_causal(config.model, device=config.optim.device, merge=True)
+    number = weights_in(config.tune)
+    backbone = load_causal(config.model, dtype=number, device=config.optim.device, merge=True)
     rows: list[Row] = []
     left_out: Counter[str] = Counter()
     for record in exchanges:
@@ -76,7 +78,7 @@ def train_sft(config: SftConfig, run: Run) -> None:
         else:
             rows.append(row)
     if not rows:
-        raise DataError(f"exchanges: none is left to train on ({dict(left_out)})")
+        raise DataError(f"exchanges: none is left to train on ({told(left_out)})")
     policy = prepare(backbone, config.tune, config.lora, config.optim.seed)
 
     def collate(chosen: Sequence[int]) -> PolicyBatch:

@@ -143,11 +143,11 @@ class _StepTrainer(Trainer):  # type: ignore[misc]
             raise RuntimeError("nothing is held out")
         ((plan,),) = self._planner(self.held, len(self.held.lengths))
         batches = [(self.held.collate(m.indices).to(self.args.device), m.weight) for m in plan.micros]
-        if self.held.before_step is not None:
-            self.held.before_step(self.model, batches)
-        self.model.eval()
         total = torch.zeros((), device=self.args.device)
         with self.compute_loss_context_manager():
+            if self.held.before_step is not None:
+                self.held.before_step(self.model, batches)
+            self.model.eval()
             for batch, weight in batches:
                 total += self.model(batch).float().sum() * weight
         self.model.train()
@@ -168,7 +168,8 @@ class _StepTrainer(Trainer):  # type: ignore[misc]
     def take_best(self) -> None:
         """Give the model the weights that did best on what is held out; the last ones are asked too."""
         if self.best is not None:
-            if self.best.asked != self.state.global_step:
+            log, step = self.state.log_history, self.state.global_step
+            if not any("held_out_loss" in entry and entry["step"] == step for entry in log):
                 self.evaluate()
             self.accelerator.wait_for_everyone()
             self.best.restore(self.task.model)
