@@ -102,3 +102,16 @@ def test_prompts_with_fewer_responses_are_left_out_and_counted(tmp_path: Path) -
     asked = read_scored(write(tmp_path / "scored.jsonl", rows()[:-1]), left_out)
     assert [each.prompt.id for each in asked] == ["p0"]
     assert left_out["prompts with fewer responses"] == 1
+
+
+def test_responses_of_two_models_and_ids_of_two_prompts_are_refused(tmp_path: Path) -> None:
+    two = rows()
+    two[3]["model"] = "n"
+    with pytest.raises(
+        DataError, match=r"two.jsonl:4: model: got m and n; expected responses of one reference"
+    ):
+        read_scored(write(tmp_path / "two.jsonl", two), Counter())
+    joined = rows()
+    joined[2]["prompt"] = "another question"
+    with pytest.raises(DataError, match=r"joined.jsonl:3: id: 'p0' stands for another prompt above"):
+        read_scored(write(tmp_path / "joined.jsonl", joined), Counter())

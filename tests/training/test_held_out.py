@@ -127,8 +127,10 @@ def test_a_killed_run_stops_where_the_whole_one_does(tmp_path: Path, last: int) 
 def test_a_finished_training_that_is_killed_before_its_end_is_the_same_again(tmp_path: Path) -> None:
     first, second, run = Number(), Number(), run_in(tmp_path)
     fit(task(first), settings(), run, label="test")
+    log = lines_of(run.out)
     fit(task(second), settings(), run, label="test")
     assert torch.equal(first.number, second.number)
+    assert len(lines_of(run.out)) == len(log)
 
 
 @pytest.mark.slow

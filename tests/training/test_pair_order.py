@@ -167,3 +167,15 @@ def test_single_answers_are_labelled_by_the_preference_or_each_by_its_safety(tok
     assert sorted(one.desirable for one in kept) == [(True,), (True, False)]
     assert all(len(one.row.responses) == len(one.desirable) for one in kept)
     assert left_out == {"no safety label": 1}
+
+
+def test_an_answer_of_unknown_safety_is_not_taken_for_safe(tokenizer: Any) -> None:
+    pairs = [pair("a", safe=(None, True)), pair("b", safe=(None, None)), pair("c", safe=(True, False))]
+    ordered, left_out = order_pairs(tokenizer, pairs, PairSettings(objective="bfpo"), 0)
+    assert (len(ordered), left_out["no safety label"]) == (1, 2)
+
+
+def test_a_safer_label_that_contradicts_the_severities_stops_the_run(tokenizer: Any) -> None:
+    given = pair("a", safe=(None, None), severity=(3, 0), safer=0)
+    with pytest.raises(DataError, match="safer names the unsafe answer"):
+        order_pairs(tokenizer, [given], PairSettings(objective="dpo", preference="safer"), 0)

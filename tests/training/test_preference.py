@@ -197,6 +197,18 @@ def test_a_loss_of_ones_own_sees_every_pair_in_its_place(tmp_path: Path, tiny_ll
     )
 
 
+def test_the_logged_margin_is_scaled_by_the_objectives_own_beta(tmp_path: Path, tiny_llama: Path) -> None:
+    logs = []
+    for name, params in (("own", {}), ("given", {"beta": 2.0})):
+        (tmp_path / name).mkdir()
+        train(
+            tmp_path / name,
+            config_for(tmp_path / name, MIXED_PAIRS, tiny_llama, objective="simpo", objective_params=params),
+        )
+        logs.append([entry["reward_margin"] for entry in log_of(tmp_path / name)])
+    assert logs[0] == logs[1] != [0.0] * len(logs[0])
+
+
 @pytest.mark.parametrize("tune", ["lora", "full"])
 def test_training_widens_the_margin_and_the_folder_holds_it(
     tmp_path: Path, tiny_llama: Path, tune: str
