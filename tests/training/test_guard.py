@@ -282,3 +282,31 @@ def test_flipped_labels_are_counted_and_heard_less(tmp_path: Path, tiny_encoder:
 def test_a_threshold_is_a_probability() -> None:
     with pytest.raises(ValidationError, match="unsafe_threshold"):
         GuardConfig(unsafe_threshold=1.5)
+
+
+@pytest.mark.parametrize("tune", ["frozen", "top", "lora", "full"])
+def test_a_guard_goes_on_from_the_heads_of_another(
+    tune: str, guard: Guard, trained: tuple[Outcome, Path], tmp_path: Path, tiny_encoder: Path
+) -> None:
+    settings: dict[str, Any] = {"hidden": 64, "dropout": 0.1, "tune": tune, "top_layers": 1}
+    still = {"lr": 1e-12, "epochs": 1}
+    train(tmp_path, planted(8, 0), tiny_encoder, start=trained[1], optim=still, **settings)
+    rows = planted(12, 1)
+    before, after = (
+        torch.tensor([v.unsafe_probability for v in judge(rows)])
+        for judge in (guard, load_guard(tmp_path / "guard", "cpu"))
+    )
+    torch.testing.assert_close(after, before, rtol=0, atol=1e-5)
+
+
+def test_heads_of_another_shape_or_of_a_tuned_guard_do_not_fit(
+    trained: tuple[Outcome, Path], tmp_path: Path, tiny_encoder: Path
+) -> None:
+    for setting, value, has in (("layers", 1, 2), ("hidden", 32, 64)):
+        with pytest.raises(ModelError, match=f"{setting}: got {has}; expected {value}, as in these settings"):
+            train(tmp_path, planted(8, 0), tiny_encoder, start=trained[1], **{"hidden": 64, setting: value})
+    tuned = tmp_path / "tuned"
+    tuned.mkdir()
+    train(tuned, planted(8, 0), tiny_encoder, tune="top", top_layers=1)
+    with pytest.raises(ModelError, match="with an encoder of its own; expected one of heads alone"):
+        train(tmp_path, planted(8, 0), tiny_encoder, start=tuned / "guard")

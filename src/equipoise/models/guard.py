@@ -153,6 +153,25 @@ def tuned_names(trunk: PooledFeatures, card: GuardCard) -> list[str]:
     return [name for name, parameter in trunk.named_parameters() if id(parameter) in own]
 
 
+def take_heads(model: GuardModel, folder: Path) -> None:
+    """Give `model` the heads of the guard in `folder`, which has heads alone and the same shape.
+
+    Raises:
+        ModelError: It tuned more than its heads, or was built otherwise.
+    """
+    card, weights = load_card(folder, GuardCard), folder / "weights.safetensors"
+    if card.own_encoder or card.top_layers or card.lora_rank:
+        raise ModelError(f"{folder}: a guard with an encoder of its own; expected one of heads alone")
+    for name in ("taxonomy", "backbone", "layers", "depth", "hidden"):
+        theirs, ours = getattr(card, name), getattr(model.card, name)
+        if theirs != ours:
+            what = ("another", "this one") if name == "taxonomy" else (theirs, ours)
+            raise ModelError(f"{folder}: {name}: got {what[0]}; expected {what[1]}, as in these settings")
+    heads = load_tensors(weights)
+    load_into(model.heads, heads, str(weights))
+    require_all(heads, model.heads.state_dict(), str(weights))
+
+
 def load_guard_model(folder: Path, device: str = "auto") -> GuardModel:
     """Load a guard that `train guard` wrote; anything else raises ModelError."""
     card = load_card(folder, GuardCard)

@@ -15,7 +15,7 @@ from equipoise.data.io import read_exchanges, read_records
 from equipoise.lineage import Run, Step
 from equipoise.models.backbone import load_encoder
 from equipoise.models.features import embed
-from equipoise.models.guard import GuardCard, GuardModel, adapt, tuned_names
+from equipoise.models.guard import GuardCard, GuardModel, adapt, take_heads, tuned_names
 from equipoise.models.windows import MAX_WINDOWS, encode_all
 from equipoise.records import Judgement, Prompt
 from equipoise.taxonomy import load_taxonomy
@@ -63,6 +63,9 @@ class GuardConfig(Config):
     """frozen: only the heads learn, on features computed once; top: the highest layers too, on what the
     others made once of every token (kept on disk meanwhile); lora: adapters in all layers; full: all
     weights. What is tuned has another learning rate and fewer epochs unless `optim` says so."""
+    start: InputPath | None = None
+    """A guard of heads alone, on the same backbone, whose heads are the first ones here. An encoder that
+    learns under heads that already know their task keeps more of what it knew (Kumar et al. 2022)."""
     top_layers: int = Field(default=2, ge=1)
     """Layers that learn where `tune` is top."""
     lora_rank: int = Field(default=16, ge=1)
@@ -146,6 +149,8 @@ def train_guard(config: GuardConfig, run: Run) -> None:
     if config.tune == "lora":
         adapt(backbone.model, config.lora_rank)
     model = GuardModel(card, backbone)
+    if config.start is not None:
+        take_heads(model, config.start)
     model.requires_grad_(config.tune == "full")
     model.heads.requires_grad_(True)
     for name in tuned_names(model.trunk, card):
