@@ -4,7 +4,9 @@
 
 Runs the recipe (what is done is not done again) and measures its test part source by source, beside TF-IDF
 with logistic regression on the very rows that the guard learned from. The prompts of `oktest` and
-`llm_safeguard` are in no part of the recipe. Intervals are 95 %, from resampling whole prompts.
+`llm_safeguard` are in no part of the recipe. How severity is told is measured on all rows that have one, by
+guards of the same backbone, frozen, that have not seen the fold's prompts. Intervals are 95 %, from
+resampling whole prompts.
 """
 
 import argparse
@@ -15,25 +17,29 @@ from typing import Any
 import numpy as np
 from common import ROOT, save
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GroupKFold
 
-from equipoise.annotation.coefficients import cohen, estimates, quadratic
-from equipoise.data.io import read_exchanges, read_records
+from equipoise.annotation.coefficients import Statistic, cohen, estimates, quadratic
+from equipoise.data.io import read_exchanges, read_records, write_records
 from equipoise.data.rows import read_rows
 from equipoise.data.sources import import_records
 from equipoise.data.splits import normalise_prompt
 from equipoise.evaluation.baseline import unsafe_scores, vectors
 from equipoise.evaluation.guard_quality import macro_f1, measure_quality
+from equipoise.evaluation.reliability import reliability
+from equipoise.lineage import produce
 from equipoise.moderation.guard import Guard, load_guard
 from equipoise.moderation.refusal import PrefixRefusals
 from equipoise.pipeline.recipe import load_recipe
 from equipoise.pipeline.run import run_recipe
 from equipoise.records import Exchange, Prompt, text_of
 from equipoise.stats import Estimate, auroc, bootstrap, bootstrap_mean
-from equipoise.training.guard import GuardConfig
+from equipoise.training.guard import TRAIN_GUARD, GuardConfig
 
 PAIRS = ("boundary", "mini")
 ANSWERS = ("jailbreaks", "risky")
 LEVELS = 4
+FOLDS = 5
 
 
 def answers(folder: Path, name: str) -> list[Exchange]:
@@ -99,39 +105,57 @@ def alone(prompt: Prompt) -> Exchange:
     )
 
 
-def severity(guard: Guard, train: Sequence[Exchange], test: Sequence[Exchange]) -> dict[str, Any]:
-    """Quadratic-weighted kappa, and that of cumulative logistic regressions on TF-IDF."""
-    graded = [row for row in train if row.severity is not None]
-    actual = [int(row.severity or 0) for row in test]
-    weights = vectors()
-    x = weights.fit_transform([f"{text_of(r.prompt)}\n{r.response}" for r in graded])
-    z = weights.transform([f"{text_of(r.prompt)}\n{r.response}" for r in test])
-    levels = np.array([row.severity for row in graded])
-    above = [
-        LogisticRegression(C=10, max_iter=2000).fit(x, levels > k).predict_proba(z)[:, 1]
-        for k in range(LEVELS - 1)
-    ]
-    said = {
-        "guard": [verdict.severity for verdict in guard(test)],
-        "tfidf": (np.array(above) > 0.5).sum(0).tolist(),
-    }
-    kappas = {
-        name: cohen(np.array([actual, levels], dtype=np.intp).T, quadratic(LEVELS))
-        for name, levels in said.items()
-    }
-    kappas["difference"] = lambda drawn: kappas["guard"](drawn) - kappas["tfidf"](drawn)
-    return {name: plain(value) for name, value in estimates(kappas, prompts_of(test), draws=2000).items()}
+def severity(rows: Sequence[Exchange], like: GuardConfig, folder: Path) -> dict[str, Any]:
+    """Quadratic-weighted kappa over folds of prompts, and that of cumulative logistic regressions on TF-IDF.
+
+    The guard of a fold learns from the other folds' graded rows and nothing else.
+    """
+    prompts, actual = prompts_of(rows), np.array([int(row.severity or 0) for row in rows])
+    texts = np.array([f"{text_of(row.prompt)}\n{row.response}" for row in rows])
+    said = {"guard": np.zeros(len(rows), int), "tfidf": np.zeros(len(rows), int)}
+    splits = GroupKFold(FOLDS, shuffle=True, random_state=0).split(texts, actual, prompts)
+    for fold, (train, test) in enumerate(splits):
+        learned, place = folder / f"fold-{fold}.jsonl", folder / f"fold-{fold}"
+        write_records(learned, [rows[i] for i in train])
+        settings = {name: getattr(like, name) for name in ("backbone", "depth", "layers", "max_windows")}
+        produce(place, TRAIN_GUARD, GuardConfig(exchanges=(learned,), **settings))
+        said["guard"][test] = [v.severity for v in load_guard(place)([rows[i] for i in test])]
+        weights = vectors()
+        x, z = weights.fit_transform(texts[train]), weights.transform(texts[test])
+        for level in range(LEVELS - 1):
+            above = LogisticRegression(C=10, max_iter=2000).fit(x, actual[train] > level)
+            said["tfidf"][test] += above.predict_proba(z)[:, 1] > 0.5
+    return compared({name: kappa(actual, levels) for name, levels in said.items()}, "tfidf", prompts)
+
+
+def kappa(actual: Sequence[int] | Any, levels: Sequence[int] | Any) -> Statistic:
+    return cohen(np.array([actual, levels], dtype=np.intp).T, quadratic(LEVELS))
+
+
+def compared(found: dict[str, Statistic], peer: str, prompts: Sequence[str]) -> dict[str, Any]:
+    """The guard's statistic, the peer's, and their difference."""
+    both = found | {"difference": lambda drawn: found["guard"](drawn) - found[peer](drawn)}
+    return {name: plain(value) for name, value in estimates(both, prompts, draws=2000).items()}
 
 
 def refusals(guard: Guard, test: Sequence[Exchange]) -> dict[str, Any]:
     """Macro-F1 of declining, partly or fully, beside looking at how a response begins."""
     actual = np.array([row.refusal != "none" for row in test])
-    f1 = {}
+    f1: dict[str, Statistic] = {}
     for name, judge in (("guard", guard.refusals), ("prefix", PrefixRefusals())):
         declined = np.array([verdict.refusal != "none" for verdict in judge(test)])
         f1[name] = macro_f1(np.stack([actual, ~actual], 1), np.stack([declined, ~declined], 1))
-    f1["difference"] = lambda drawn: f1["guard"](drawn) - f1["prefix"](drawn)
-    return {name: plain(value) for name, value in estimates(f1, prompts_of(test), draws=2000).items()}
+    return compared(f1, "prefix", prompts_of(test))
+
+
+def calibration(guard: Guard, rows: Sequence[Exchange]) -> dict[str, Any]:
+    """How far P(unsafe) of answers is from what is so, where all sources are mixed."""
+    unsafe = np.array([not row.is_safe for row in rows])
+    said = np.array([verdict.unsafe_probability for verdict in guard(rows)])
+    found = reliability(said, unsafe, np.unique(prompts_of(rows), return_inverse=True)[1])
+    assert found is not None
+    told = found._asdict() | {"squared": plain(found.squared)}
+    return {"rows": len(rows)} | {name: value for name, value in told.items() if name != "bins"}
 
 
 def unused(path: Path) -> list[Prompt]:
@@ -173,8 +197,11 @@ def main() -> None:
         "training": dict(steps["trained"].manifest.notes),
         "answers": unsafe_answers(guard, train, {name: test[name] for name in (*PAIRS, *ANSWERS)}),
         "texts": harmful_texts(guard, asked, texts),
-        "severity": severity(guard, train, test["graded"]),
+        "severity": severity(
+            read_exchanges((steps["graded"].place,), ()), trained, given.runs / "guard-research-severity"
+        ),
         "refusals": {name: refusals(guard, test[name]) for name in ("refusals", "risky")},
+        "calibration": calibration(guard, [row for name in (*PAIRS, *ANSWERS) for row in test[name]]),
         "safe_answers_flagged": {
             name: plain(value)
             for name in ("flagged_after_harmful", "flagged_after_benign", "flagged_gap")

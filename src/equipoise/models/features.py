@@ -104,13 +104,17 @@ def embed(
     *,
     tokens_per_batch: int | None = None,
     label: str = "embedding",
+    bf16: bool = False,
 ) -> Tensor:
-    """Features of many pairs, [N, F] in fp32 on the CPU; batches hold pairs of like length."""
+    """Features of many pairs, [N, F] in fp32 on the CPU; batches hold pairs of like length.
+
+    With `bf16` they are computed in bfloat16 autocast.
+    """
     device = next(model.parameters()).device
     out = torch.zeros(len(pairs), model.width)
     tokens = tokens_per_batch or batch_tokens(device)
     model.eval()
-    with bar(label, len(pairs)) as advance:
+    with bar(label, len(pairs)) as advance, torch.autocast(device.type, torch.bfloat16, enabled=bf16):
         for rows in length_batches([len(pair.ids) for pair in pairs], tokens):
             out[rows] = model(pad_pairs([pairs[i] for i in rows]).to(device)).float().cpu()
             for _ in rows:

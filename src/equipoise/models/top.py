@@ -74,8 +74,11 @@ class TopLayers(nn.Module):
         self._given = torch.zeros(())
 
     @torch.no_grad()
-    def below(self, windows: Sequence[PairIds], folder: Path) -> Below:
-        """Run the frozen layers over all windows; what they make of each token is kept in `folder`."""
+    def below(self, windows: Sequence[PairIds], folder: Path, *, bf16: bool = False) -> Below:
+        """Run the frozen layers over all windows; what they make of each token is kept in `folder`.
+
+        With `bf16` they are computed in bfloat16 autocast.
+        """
         encoder: Any = self.trunk.encoder
         device = next(encoder.parameters()).device
         low = [layer for layer in self.trunk.layers if layer <= self.split]
@@ -84,7 +87,8 @@ class TopLayers(nn.Module):
         with tempfile.TemporaryFile(dir=folder) as file:  # the map keeps it
             states = np.memmap(file, np.float32, "w+", shape=(first[-1], encoder.config.hidden_size))
         self.trunk.eval()
-        with bar("lower layers", len(windows)) as advance:
+        half = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+        with bar("lower layers", len(windows)) as advance, half:
             for rows in length_batches([len(window.ids) for window in windows], batch_tokens(device)):
                 batch = pad_pairs([windows[row] for row in rows]).to(device)
                 out = self.trunk.states(batch)

@@ -42,6 +42,8 @@ class GuardOptim(OptimSettings):
     epochs: int = Field(default=10, ge=1)
     batch_size: int = Field(default=32, ge=1)
     """Rows of one step; where look-alikes are ranked, prompts with all their rows."""
+    head_lr: float | None = Field(default=None, gt=0)
+    """Learning rate of the heads, which begin with nothing; `lr` where None."""
     weight_decay: float = Field(default=0.1, ge=0)
     checkpoint_every: Annotated[int, Field(ge=1), IsAside()] = 200
     log_every: int = Field(default=10, ge=1)
@@ -156,7 +158,7 @@ def train_guard(config: GuardConfig, run: Run) -> None:
     for name in tuned_names(model.trunk, card):
         model.trunk.get_parameter(name).requires_grad_(True)
     is_frozen, doubts = config.tune == "frozen", config.doubt_weight < 1
-    features = embed(model.trunk, rows.windows) if is_frozen or doubts else None
+    features = embed(model.trunk, rows.windows, bf16=config.optim.bf16) if is_frozen or doubts else None
     if doubts and features is not None:
         doubtful = likely_errors(features[rows.first], targets.unsafe, texts, seed=config.optim.seed)
         targets = doubted(targets, doubtful, config.doubt_weight)
@@ -168,6 +170,9 @@ def train_guard(config: GuardConfig, run: Run) -> None:
         features=features if is_frozen else None,
         top_layers=card.top_layers,
         scratch=run.scratch,
+        prompts=[text.prompt for text in texts],
+        bf16=config.optim.bf16,
+        head_lr=config.optim.head_lr,
         rank_weight=config.rank_weight,
         rank_margin=config.rank_margin,
     ) as task:
@@ -176,4 +181,4 @@ def train_guard(config: GuardConfig, run: Run) -> None:
     model_card(run, "Guard", config.backbone, f"{len(taxonomy.names)} categories of {taxonomy.name}")
 
 
-TRAIN_GUARD = Step("train.guard", 2, train_guard, config=GuardConfig)
+TRAIN_GUARD = Step("train.guard", 3, train_guard, config=GuardConfig)

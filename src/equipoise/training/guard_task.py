@@ -19,7 +19,7 @@ from equipoise.objectives.classification import (
     soft_cross_entropy,
     within_group_ranking,
 )
-from equipoise.training.guard_rows import GuardTargets, by_group
+from equipoise.training.guard_rows import NO_GROUP, GuardTargets, by_group
 from equipoise.training.trainer import Task
 
 Inputs = PairBatch | TopBatch | Tensor
@@ -88,6 +88,28 @@ def side_by_side(rows: Sequence[Sequence[PairIds]]) -> WindowedRows:
     return WindowedRows([window for windows in rows for window in windows], counts, first)
 
 
+def together(prompts: Sequence[str], groups: Sequence[int]) -> list[int]:
+    """Number rows so that those of one prompt, and those of one group, have the same number.
+
+    >>> together(["a", "a", "b", "c", "c"], [NO_GROUP, 0, 0, NO_GROUP, NO_GROUP])
+    [0, 0, 0, 3, 3]
+    """
+    above = list(range(len(prompts)))
+
+    def top(row: int) -> int:
+        while above[row] != row:
+            row = above[row]
+        return row
+
+    first: dict[str | int, int] = {}
+    for row, prompt in enumerate(prompts):
+        for name in (prompt, groups[row]):
+            if name != NO_GROUP:
+                ends = sorted((top(first.setdefault(name, row)), top(row)))
+                above[ends[1]] = ends[0]
+    return [top(row) for row in range(len(prompts))]
+
+
 @contextmanager
 def guard_task(
     model: GuardModel,
@@ -97,6 +119,9 @@ def guard_task(
     features: Tensor | None = None,
     top_layers: int = 0,
     scratch: Path,
+    prompts: Sequence[str] | None = None,
+    bf16: bool = False,
+    head_lr: float | None = None,
     rank_weight: float = 0.0,
     rank_margin: float = 0.0,
 ) -> Iterator[Task]:
@@ -111,6 +136,9 @@ def guard_task(
         features: [N, F] of each window, where the trunk is frozen.
         top_layers: Layers that learn, where those below are frozen.
         scratch: Folder for what the frozen layers make of each token.
+        prompts: What each row is about; rows of one are held out together.
+        bf16: Let the frozen layers compute in bfloat16 autocast.
+        head_lr: Learning rate of the heads, where they have one of their own.
         rank_weight: Weight of the ranking loss within groups.
         rank_margin: Its margin in log-odds.
     """
@@ -118,6 +146,7 @@ def guard_task(
     def task(module: nn.Module, inputs: Callable[[list[int]], Inputs], lengths: list[int]) -> Task:
         """Lengths are those of the rows."""
         examples = by_group(targets) if rank_weight else [[row] for row in range(len(rows.counts))]
+        about = together(prompts or [], targets.group.tolist())
 
         def collate(chosen: Sequence[int]) -> GuardBatch:
             members = [row for example in chosen for row in examples[example]]
@@ -130,6 +159,8 @@ def guard_task(
             [sum(lengths[row] for row in example) for example in examples],
             [len(example) for example in examples],
             collate,
+            groups=None if prompts is None else [about[example[0]] for example in examples],
+            rates=() if head_lr is None else [(model.heads, head_lr)],
         )
 
     if features is not None:
@@ -145,6 +176,6 @@ def guard_task(
         yield task(model, lambda places: pad_pairs([rows.windows[i] for i in places]), lengths)
         return
     top = TopLayers(model.trunk, top_layers)
-    below = top.below(rows.windows, scratch)
+    below = top.below(rows.windows, scratch, bf16=bf16)
     with top.cut():
         yield task(nn.Sequential(top, model.heads), below.batch, lengths)

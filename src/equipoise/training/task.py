@@ -33,6 +33,9 @@ class Task(NamedTuple):
     groups: Sequence[Hashable] | None = None
     """What each example is about, its prompt: examples of one group are held out together."""
 
+    rates: Sequence[tuple[nn.Module, float]] = ()
+    """Parts of the model that learn at a rate of their own; the schedule is the same for all."""
+
     def pick(self, indices: Sequence[int]) -> "Task":
         """Return the same with these examples alone."""
 
