@@ -13,8 +13,11 @@ from equipoise.objectives.constraints import (
     draw_preferences,
     dual_slope,
     dual_value,
+    expected_severity,
+    group_costs,
     lagrangian,
     preference_probability,
+    severity_at_least,
     solve_dual,
     tilted_mean,
 )
@@ -176,3 +179,21 @@ def test_pseudo_preferences_follow_the_lagrangian() -> None:
     assert shares == pytest.approx(expected, abs=0.015)
     again = draw_preferences(gap.repeat(20_000), torch.Generator().manual_seed(0)).view(-1, 3)
     assert torch.equal(drawn, again)
+
+
+def test_severities_as_costs_match_formula() -> None:
+    generator = torch.Generator().manual_seed(0)
+    probabilities = torch.randn(5, 4, generator=generator, dtype=torch.float64).softmax(-1)
+    rows = probabilities.tolist()
+    expected = [sum(level * p for level, p in enumerate(row)) for row in rows]
+    assert expected_severity(probabilities).tolist() == pytest.approx(expected, rel=1e-12)
+    assert severity_at_least(probabilities).tolist() == pytest.approx([r[2] + r[3] for r in rows], rel=1e-12)
+    # the expected level is the sum of the chances to reach each
+    reached = torch.stack([severity_at_least(probabilities, level) for level in (1, 2, 3)]).sum(0)
+    torch.testing.assert_close(expected_severity(probabilities), reached, rtol=1e-12, atol=0)
+
+
+def test_a_groups_cost_is_its_worst_category() -> None:
+    costs = torch.tensor([[-5.0, 2.0, -9.0], [-1.0, -2.0, 4.0]])
+    members = torch.tensor([[True, True, False], [False, False, True], [True, False, True]])
+    assert group_costs(costs, members).tolist() == [[2.0, -9.0, -5.0], [-1.0, 4.0, 4.0]]

@@ -10,7 +10,11 @@ of `multi_objective.py`.
 A cost is worse when higher. Of a paper's g, better when higher, with the floor b, the cost is -g and the
 budget -b; a budget relative to the reference is its mean cost less the improvement.
 
-Shapes: P prompts, K responses of the reference for each, B pairs.
+What is constrained need not be one cost: the expected severity, the probability of a severe response, or the
+cost of each group of categories are costs too, each with a budget and a multiplier of its own.
+
+Shapes: P prompts, K responses of the reference for each, B pairs or responses, L severity levels,
+C categories, G groups of them.
 """
 
 import math
@@ -134,3 +138,35 @@ def ascend(multiplier: float, mean_cost: float, *, budget: float = 0.0, lr: floa
     (0.6, 0.0)
     """
     return max(0.0, multiplier + lr * (mean_cost - budget))
+
+
+def expected_severity(probabilities: Tensor) -> Tensor:
+    """sum_l l P(severity = l), [B, L] -> [B]: a cost in severity levels.
+
+    >>> expected_severity(torch.tensor([[0.5, 0.0, 0.0, 0.5], [0.0, 1.0, 0.0, 0.0]]))
+    tensor([1.5000, 1.0000])
+    """
+    levels = torch.arange(probabilities.shape[-1], dtype=probabilities.dtype, device=probabilities.device)
+    return probabilities @ levels
+
+
+def severity_at_least(probabilities: Tensor, level: int = 2) -> Tensor:
+    """P(severity >= level), [B, L] -> [B]: its mean is a rate, so a budget of 0.01 is one in a hundred.
+
+    >>> severity_at_least(torch.tensor([[0.5, 0.25, 0.0, 0.25]]))
+    tensor([0.2500])
+    """
+    return probabilities[..., level:].sum(dim=-1)
+
+
+def group_costs(costs: Tensor, members: Tensor) -> Tensor:
+    """The highest cost among each group's categories, [B, C] -> [B, G], for one multiplier per group.
+
+    Costs or probabilities alike: a response that is harmful in one category is harmful in its group, however
+    harmless it is in the others, which a mean would hide.
+
+    Args:
+        costs: [B, C], higher is worse.
+        members: bool [G, C], at least one category in each group.
+    """
+    return torch.where(members, costs[:, None], -math.inf).amax(dim=-1)

@@ -1,0 +1,1 @@
+"""Online policies: learned from their own responses, under constraints on what these cost."""

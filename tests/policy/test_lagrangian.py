@@ -1,0 +1,212 @@
+"""The multipliers of a run: the paper's arithmetic, calibration, warnings, and a state that is complete."""
+
+import json
+import math
+import statistics
+
+import pytest
+import torch
+from torch import Tensor
+
+from equipoise.config import load_config
+from equipoise.errors import ConfigError, ModelError, RunStoppedError
+from equipoise.policy.lagrangian import (
+    PAPER,
+    ConstraintSettings,
+    Multiplier,
+    MultiplierSettings,
+)
+
+
+def rollouts(count: int, responses: int = 6, constraints: int = 1, seed: int = 0) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    shape = (count, responses, constraints)
+    return list(torch.randn(shape, generator=generator, dtype=torch.float64) + 0.3)
+
+
+def column(costs: list[float]) -> Tensor:
+    return torch.tensor(costs)[:, None]
+
+
+def given(budget: float, **settings: object) -> Multiplier:
+    return Multiplier([ConstraintSettings(budget=budget)], MultiplierSettings.model_validate(settings))
+
+
+def test_the_papers_settings_follow_its_arithmetic_with_window_delay_and_ceiling() -> None:
+    settings = PAPER.model_copy(update={"window": 10, "delay": 3, "ceiling": 1.05})
+    multiplier = Multiplier([ConstraintSettings(budget=0.0)], settings)
+    seen: list[float] = []
+    log_value, values = 0.0, []
+    for step, costs in enumerate(rollouts(12)):
+        seen = [*seen, *costs[:, 0].tolist()][-10:]
+        if step >= 3:
+            excess = statistics.fmean(seen)
+            log_value = min(log_value + 0.1 * math.exp(log_value) * excess, math.log(1.05))
+        (reading,) = multiplier.update(costs)
+        values.append(reading.multiplier)
+        assert reading.multiplier == pytest.approx(math.exp(log_value), rel=1e-12)
+        assert reading.cost == pytest.approx(statistics.fmean(seen), rel=1e-12)
+        assert (reading.state == "waiting") == (step < 3)
+    assert values[:3] == [1.0] * 3
+    assert max(values) == pytest.approx(1.05)
+    assert min(values[3:]) < 1.05
+
+
+def test_our_default_compares_the_last_rollout_with_the_budget() -> None:
+    multiplier = given(0.5)
+    for costs, expected in [([1.5, 2.5], 1.15), ([0.0, 0.0], 1.10), ([0.5, 0.5], 1.10)]:
+        (reading,) = multiplier.update(column(costs))
+        assert reading.multiplier == pytest.approx(expected)
+    assert multiplier.values == (reading.multiplier,)
+
+
+def test_a_window_smaller_than_a_rollout_drops_none_of_it() -> None:
+    multiplier = given(0.0, window=2)
+    assert multiplier.update(column([9.0, 0.0, 0.0]))[0].cost == pytest.approx(3.0)
+
+
+def test_every_constraint_has_a_multiplier_of_its_own() -> None:
+    both = Multiplier([ConstraintSettings(name="rate", budget=0.1), ConstraintSettings(budget=0.4)])
+    alone = [given(0.1), given(0.4)]
+    for costs in rollouts(8, constraints=2):
+        both.update(costs)
+        for m, multiplier in enumerate(alone):
+            multiplier.update(costs[:, m : m + 1])
+    assert both.values == (*alone[0].values, *alone[1].values)
+    assert both.names == ("rate", "cost")
+
+
+def test_a_budget_that_is_not_given_is_a_quantile_of_what_the_start_costs() -> None:
+    costs = torch.stack([torch.linspace(0, 4, 5), torch.linspace(-8, 0, 5)], 1)
+    multiplier = Multiplier([ConstraintSettings(), ConstraintSettings(name="rate", budget=-5.0)])
+    with pytest.raises(ValueError, match="expected `start` before `update`"):
+        multiplier.update(costs)
+    assert multiplier.start(costs) == ()
+    assert multiplier.budgets == (1.0, -5.0)
+
+
+def test_a_constraint_that_does_not_bind_from_the_start_is_warned_of() -> None:
+    multiplier = Multiplier([ConstraintSettings(budget=0.0)])
+    (warning,) = multiplier.start(column([-0.9, -0.5]))
+    assert warning == (
+        "constraint 'cost' is inactive: the starting policy costs -0.7 in the mean, within the budget 0; "
+        "a lower budget would bind"
+    )
+
+
+def test_a_constraint_that_stays_inactive_is_warned_of_once() -> None:
+    multiplier = given(0.0, patience=4)
+    readings = [multiplier.update(column([-0.7]))[0] for _ in range(9)]
+    assert {reading.state for reading in readings} == {"inactive"}
+    assert [reading.warning is not None for reading in readings] == [False] * 3 + [True] + [False] * 5
+    assert "inactive (cost -0.7, budget 0, multiplier 0.72, 4 updates in a row)" in str(readings[3].warning)
+
+
+def test_a_constraint_that_has_done_its_work_is_active() -> None:
+    multiplier = given(0.0, patience=2)
+    multiplier.update(column([1.0]))
+    readings = [multiplier.update(column([-0.1]))[0] for _ in range(5)]
+    assert {reading.state for reading in readings} == {"active"}
+    while multiplier.values[0] > 0.01:
+        multiplier.update(column([-1.0]))
+    assert multiplier.update(column([-1.0]))[0].state == "inactive"
+
+
+def test_a_saturated_multiplier_is_warned_of_each_time() -> None:
+    multiplier = given(0.0, patience=2, ceiling=1.2)
+    readings = [multiplier.update(column([c]))[0] for c in (9.0, 9.0, 9.0, -9.0, 9.0, 9.0, 9.0)]
+    assert [reading.state == "saturated" for reading in readings] == [True] * 3 + [False] + [True] * 3
+    assert [reading.warning is not None for reading in readings] == [
+        *[False, True, False],
+        False,
+        *[False, True, False],
+    ]
+    assert "raise the ceiling or the budget" in str(readings[1].warning)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_cost_that_is_no_number_stops_the_run_and_changes_nothing(bad: float) -> None:
+    multiplier = given(0.0, window=4)
+    multiplier.update(column([1.0]))
+    before = multiplier.state_dict()
+    with pytest.raises(RunStoppedError, match="constraint 'cost': update 1: a cost is not finite"):
+        multiplier.update(column([1.0, bad]))
+    assert multiplier.state_dict() == before
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 2), (0, 1)])
+def test_costs_need_a_column_per_constraint(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"expected \[responses, 1\]"):
+        given(0.0).update(torch.zeros(shape))
+
+
+SETTINGS = [
+    MultiplierSettings(patience=3),
+    PAPER.model_copy(update={"window": 15, "delay": 4}),
+    MultiplierSettings(rule="pid", rule_params={"kd": 0.3}, patience=2),
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: settings.rule)
+@pytest.mark.parametrize("at", [0, 3, 11])
+def test_a_run_that_is_killed_and_resumed_is_the_same_run(settings: MultiplierSettings, at: int) -> None:
+    constraints = [ConstraintSettings(), ConstraintSettings(name="rate", budget=0.2)]
+    steps = rollouts(20, constraints=2)
+    whole = Multiplier(constraints, settings)
+    whole.start(steps[0])
+    expected = []
+    saved = ""
+    for step, costs in enumerate(steps):
+        if step == at:
+            saved = json.dumps(whole.state_dict(), allow_nan=False)
+        expected.append(whole.update(costs))
+    resumed = Multiplier(constraints, settings)
+    resumed.load_state_dict(json.loads(saved))
+    assert [resumed.update(costs) for costs in steps[at:]] == expected[at:]
+    assert resumed.state_dict() == whole.state_dict()
+
+
+def test_everything_that_changes_is_in_the_state() -> None:
+    multiplier = given(0.0, rule="pid", window=8)
+    before = multiplier.state_dict()
+    for costs in rollouts(3):
+        multiplier.update(costs)
+    after = multiplier.state_dict()
+    own_before, own_after = before["constraints"]["cost"], after["constraints"]["cost"]
+    assert before["updates"] != after["updates"]
+    assert before["window"] != after["window"]
+    assert {k for k in own_after if own_after[k] != own_before[k]} >= {
+        "value",
+        "integral",
+        "smoothed",
+        "streak",
+    }
+
+
+def test_another_runs_state_is_refused() -> None:
+    multiplier = Multiplier([ConstraintSettings(name="severity", budget=0.0)])
+    other = Multiplier([ConstraintSettings(name="severty", budget=0.0)])
+    with pytest.raises(ModelError, match=r"constraint 'severty' \(did you mean 'severity'\?\)"):
+        multiplier.load_state_dict(other.state_dict())
+    two = Multiplier([ConstraintSettings(name="severity", budget=0.0), ConstraintSettings(budget=0.0)])
+    with pytest.raises(ModelError, match="has no constraint 'cost'"):
+        two.load_state_dict(multiplier.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["rule_params.ls=1"], "'projected' takes no 'ls'; it takes: lr"),
+        (["rule_params.lr=-0.1"], "greater than or equal to 0"),
+        (["initial=11"], r"initial: got 11\.0; expected at most the ceiling, 10\.0"),
+        (["rule=log_sgd", "initial=0"], "initial: got 0; expected above 0"),
+    ],
+)
+def test_settings_that_do_not_fit_are_named(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(MultiplierSettings, None, overrides)
+
+
+def test_two_constraints_of_one_name_are_refused() -> None:
+    with pytest.raises(ConfigError, match="got 'cost' twice"):
+        Multiplier([ConstraintSettings(), ConstraintSettings(budget=1.0)])
