@@ -1,7 +1,7 @@
 """equipoise data export: records in the formats that others read, as a folder ready for the hub."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -59,10 +59,8 @@ def export(
     from equipoise.data.export.run import EXPORT
     from equipoise.lineage import produce
 
-    named = [_named(text) for text in files]
     given = {
-        "files": [path for _, path in named],
-        "splits": [split for split, _ in named],
+        **_inputs(files),
         "to": to,
         "file_format": file_format,
         "preference": preference,
@@ -77,16 +75,22 @@ def export(
         outcome = produce(out, EXPORT, settings, force=force)
     except FoundError as error:
         fail_on_findings(error, as_json)
-    notes = outcome.manifest.notes
-    rows: dict[str, int] = notes["rows"]  # type: ignore[assignment]
-    left_out: dict[str, int] = notes["left_out"]  # type: ignore[assignment]
-    lines = listed("left out: ", [f"{n} x {reason}" for reason, n in left_out.items()])
-    lines += [
-        f"{out / 'data' / split}.{settings.model_dump()['file_format']}: {n} rows"
-        for split, n in rows.items()
-    ]
-    result = {"out": str(out), "rows": rows, "left_out": left_out, "licences": outcome.manifest.licences}
-    emit(result | {"was_done": outcome.skipped}, as_json, "\n".join(lines))
+    notes: dict[str, Any] = outcome.manifest.notes
+    result = {"out": str(out), "rows": notes["rows"], "left_out": notes["left_out"]}
+    result |= {"licences": outcome.manifest.licences, "was_done": outcome.skipped}
+    emit(result, as_json, _text(notes, out, settings.model_dump()["file_format"]))
+
+
+def _text(notes: dict[str, Any], out: Path, file_format: str) -> str:
+    lines = listed("left out: ", [f"{n} x {reason}" for reason, n in notes["left_out"].items()])
+    lines += [f"{out / 'data' / split}.{file_format}: {n} rows" for split, n in notes["rows"].items()]
+    return "\n".join(lines)
+
+
+def _inputs(files: list[str]) -> dict[str, list[str]]:
+    """Return the settings that name files and their splits."""
+    named = [_named(text) for text in files]
+    return {"files": [path for _, path in named], "splits": [split for split, _ in named]}
 
 
 def _named(text: str) -> tuple[str, str]:

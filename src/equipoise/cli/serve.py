@@ -2,12 +2,16 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from equipoise.cli.common import ConfigOption, JsonFlag, SetOption, emit
 from equipoise.extras import require
+
+if TYPE_CHECKING:
+    from equipoise.moderation.server.service import Service
+    from equipoise.moderation.server.settings import ServeConfig
 
 
 def serve(
@@ -43,13 +47,9 @@ def serve(
     require("equipoise serve", "train")
     require("equipoise serve", "serve")
     from equipoise.config import load_config
-    from equipoise.curation.language import OtherLanguage
-    from equipoise.generation.client import read_key
-    from equipoise.moderation.server.engine import load_engine
     from equipoise.moderation.server.logs import configure
     from equipoise.moderation.server.run import bind, run, url_of
-    from equipoise.moderation.server.service import Service
-    from equipoise.moderation.server.settings import ServeConfig, read_keys
+    from equipoise.moderation.server.settings import ServeConfig
 
     given = {
         "guard": guard and str(guard),
@@ -61,15 +61,25 @@ def serve(
     }
     flags = [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
     wanted = load_config(ServeConfig, config, [*flags, *(settings or [])])
-    if wanted.gateway is not None:
-        read_key(wanted.gateway.upstream)  # a key that is missing is said before anything is loaded
-    identify = OtherLanguage(keep=wanted.languages).guess
-    identify("")  # so is a language that nobody knows
-    service = Service(wanted, lambda observe: load_engine(wanted, identify, observe), read_keys())
+    service = _service(wanted)
     with bind(wanted.host, wanted.port) as listening:
         configure()
         service.start()
         url = url_of(listening)
-        result: dict[str, Any] = {"url": url}
-        emit(result, as_json, f"{url} (Ctrl-C stops it when it has finished what was accepted)")
+        emit({"url": url}, as_json, f"{url} (Ctrl-C stops it when it has finished what was accepted)")
         run(service, listening)
+
+
+def _service(wanted: "ServeConfig") -> "Service":
+    """Return the service, not started; what is wrong with a key or a language is said before it loads."""
+    from equipoise.curation.language import OtherLanguage
+    from equipoise.generation.client import read_key
+    from equipoise.moderation.server.engine import load_engine
+    from equipoise.moderation.server.service import Service
+    from equipoise.moderation.server.settings import read_keys
+
+    if wanted.gateway is not None:
+        read_key(wanted.gateway.upstream)
+    identify = OtherLanguage(keep=wanted.languages).guess
+    identify("")
+    return Service(wanted, lambda observe: load_engine(wanted, identify, observe), read_keys())

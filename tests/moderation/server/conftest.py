@@ -1,9 +1,11 @@
 """Servers on loopback with guards whose answers are planted, so that every verdict is known beforehand."""
 
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -212,3 +214,52 @@ def random_guard(tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -
     folder.mkdir()
     model.save(folder)
     return folder
+
+
+class Upstream:
+    """Says `pieces`, as a stream or at once; remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.pieces: list[str] = []
+        self.asked: list[dict[str, Any]] = []
+        self.is_cut = False
+        """Whether the stream breaks off before its end."""
+        self.url = ""
+
+
+def event(**choice: Any) -> bytes:
+    return f"data: {json.dumps({'choices': [{'index': 0, **choice}]})}\n\n".encode()
+
+
+@pytest.fixture(scope="module")
+def upstream() -> Iterator[Upstream]:
+    said = Upstream()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            said.asked.append(body)
+            self.send_response(200)
+            if body["stream"]:
+                parts = [event(delta={"content": text}) for text in said.pieces]
+                parts += [] if said.is_cut else [event(delta={}, finish_reason="stop"), b"data: [DONE]\n\n"]
+                raw, kind = b"".join(parts), "text/event-stream"
+            else:
+                message = {"role": "assistant", "content": "".join(said.pieces)}
+                raw = json.dumps({"choices": [{"index": 0, "message": message}]}).encode()
+                kind = "application/json"
+            self.send_header("content-type", kind)
+            self.send_header("content-length", str(len(raw)))
+            self.end_headers()
+            self.wfile.write(raw)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        said.url = f"http://127.0.0.1:{server.server_port}/v1"
+        yield said
+        server.shutdown()
+        thread.join()

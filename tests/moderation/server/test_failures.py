@@ -1,5 +1,6 @@
 """The server fails closed: whatever goes wrong, at whatever endpoint, is an error and never a pass."""
 
+import asyncio
 import json
 import threading
 import time
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 
 from equipoise.errors import ModelError, RunStoppedError
+from equipoise.moderation.server.app import JUDGING
 
 CHAT = {"model": "equipoise-guard", "messages": [{"role": "user", "content": "take a coat"}]}
 LINES = b'{"prompt": "take a coat"}\n{"delta": "Mix flour."}\n'
@@ -35,6 +37,7 @@ ENDPOINTS: dict[str, tuple[str, bytes, str]] = {
         JSON,
     ),
     "completions": ("/v1/completions", b'{"model": "equipoise-guard", "prompt": "take a coat"}', JSON),
+    "completions list": ("/v1/completions", b'{"model": "equipoise-guard", "prompt": ["take", "a"]}', JSON),
 }
 NOWHERE = {"upstream": {"url": "http://127.0.0.1:9/v1"}}
 """An upstream that nobody listens at: the guard's failure has to come first."""
@@ -86,6 +89,11 @@ def mended(request: pytest.FixtureRequest) -> Any:
         reader.fault, reader.is_nan = (lambda: None), False
 
 
+def test_every_path_that_judges_is_in_the_matrix() -> None:
+    paths = {route.path for module in JUDGING for route in module.router.routes if "POST" in route.methods}
+    assert paths == {path for path, _, _ in ENDPOINTS.values()}
+
+
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
 def test_no_guard_no_verdict(unloaded: Any, endpoint: str) -> None:
     answer = post(unloaded, endpoint)
@@ -127,6 +135,15 @@ def test_a_guard_that_takes_too_long_gives_no_verdict(hasty: Any, endpoint: str)
     finally:
         go_on.set()
     check_is_refused(answer, 504)
+
+
+def test_a_server_that_is_stopping_gives_no_verdict(serve: Any) -> None:
+    server = serve(gateway=NOWHERE)
+    asyncio.run(server.service.close())
+    for endpoint in ENDPOINTS:
+        refused = post(server, endpoint)
+        check_is_refused(refused, 503)
+        assert int(refused.headers["retry-after"]) >= 1
 
 
 def test_overload_gives_no_verdict_and_loses_nothing(serve: Any) -> None:

@@ -12,17 +12,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-PATHS = [
-    "/v1/guard",
-    "/v1/guard/stream",
-    "/v1/moderations",
-    "/contentsafety/text:analyze",
-    "/beta/litellm_basic_guardrail_api",
-    "/v1/chat/completions",
-    "/v1/completions",
-    "/v1/models",
-    "/",
-]
+from equipoise.moderation.server.app import JUDGING
+
+JUDGED = [route.path for module in JUDGING for route in module.router.routes if "POST" in route.methods]
+PATHS = [*JUDGED, "/v1/models", "/"]
+HUGE = b'{"input": "' + b"a" * (1 << 20) + b'"}'
+"""More bytes than a request may have."""
 FIELDS = (
     "input prompt response messages policy text texts categories outputType blocklistNames model stream n "
     "input_type tool_calls images additional_provider_specific_params threshold deltas delta role content "
@@ -77,6 +72,7 @@ raw = (
     likely.map(lambda value: json.dumps(value).encode())
     | objects.map(lambda value: json.dumps(value).encode())
     | st.binary(max_size=300)
+    | st.just(HUGE)
     | st.integers(1, 5000).map(lambda n: b'{"input":' + b"[" * n + b"]" * n + b"}")
     | st.tuples(likely, st.integers(0, 200)).map(lambda t: json.dumps(t[0]).encode()[: t[1]])
 )

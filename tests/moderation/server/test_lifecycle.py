@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import httpx2
@@ -35,10 +35,22 @@ def command(*words: str, **env: str) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
+STREAM = (
+    b"POST /v1/guard/stream HTTP/1.1\r\nHost: x\r\nX-API-Key: k\r\n"
+    b"Content-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n"
+)
+
+
+def chunk(row: dict[str, str]) -> bytes:
+    raw = json.dumps(row).encode() + b"\n"
+    return f"{len(raw):x}\r\n".encode() + raw + b"\r\n"
+
+
 def test_a_process_reloads_and_finishes_what_it_accepted(random_guard: Path, tmp_path: Path) -> None:
     folder = tmp_path / "guard"
     shutil.copytree(random_guard, folder)
-    with command("--guard", str(folder), "--json", EQUIPOISE_API_KEYS="k") as process:
+    patient = ["--set", "batching.timeout_seconds=120", "--set", "drain_seconds=120"]
+    with command("--guard", str(folder), "--json", *patient, EQUIPOISE_API_KEYS="k") as process:
         assert process.stdout is not None
         url = json.loads(process.stdout.readline())["url"]
         with httpx2.Client(base_url=url, headers={"x-api-key": "k"}, trust_env=False, timeout=30) as client:
@@ -54,13 +66,24 @@ def test_a_process_reloads_and_finishes_what_it_accepted(random_guard: Path, tmp
             host, port = url.removeprefix("http://").rstrip("/").split(":")
             address = (host, int(port))
             with ExitStack() as stack:
-                lines = [stack.enter_context(socket.create_connection(address, timeout=60)) for _ in range(6)]
+                lines = [
+                    stack.enter_context(socket.create_connection(address, timeout=200)) for _ in range(6)
+                ]
                 for line in lines:
                     line.sendall(f"{head}\r\n\r\n".encode() + body)
+                streaming = stack.enter_context(socket.create_connection(address, timeout=200))
+                streaming.sendall(STREAM + chunk({"prompt": "Tell me."}))
                 for _ in range(2):  # what was sent before these was read before these
                     client.get("/metrics")
                 process.send_signal(signal.SIGTERM)
+                with suppress(OSError):
+                    while True:  # until it takes no more
+                        socket.create_connection(address, timeout=5).close()
+                        time.sleep(0.02)
+                streaming.sendall(chunk({"delta": "Mix flour and water."}) + b"0\r\n\r\n")
                 answers = [b"".join(iter(lambda line=line: line.recv(1 << 16), b"")) for line in lines]
+                streamed = b"".join(iter(lambda: streaming.recv(1 << 16), b""))
+        assert b"event: done" in streamed or b"event: stopped" in streamed
         for answer in answers:
             headers, _, found = answer.partition(b"\r\n\r\n")
             assert headers.startswith(b"HTTP/1.1 200 ")

@@ -1,5 +1,7 @@
 """Policies by name, policies in shadow, languages and review, in every protocol that has a place for them."""
 
+import json
+import logging
 from typing import Any, NamedTuple
 
 import pytest
@@ -25,6 +27,7 @@ def identify(text: str) -> Guess:
 BODIES: dict[str, Any] = {
     "/v1/moderations": lambda text: {"input": text},
     "/v1/guard": lambda text: {"prompt": text},
+    "/v1/guard/stream": lambda text: {"response": text},
     "/contentsafety/text:analyze": lambda text: {"text": text},
     "/beta/litellm_basic_guardrail_api": lambda text: {"texts": [text], "input_type": "request"},
     "/v1/chat/completions": lambda text: {"model": "m", "messages": [{"role": "user", "content": text}]},
@@ -34,6 +37,8 @@ BODIES: dict[str, Any] = {
 
 def beside(path: str, answer: Any) -> Any:
     """What stands beside the protocol's own answer."""
+    if path == "/v1/guard/stream":
+        return json.loads(answer.text.rstrip().rpartition("data: ")[2])
     found = answer.json()
     if path == "/v1/moderations":
         return found["results"][0]
@@ -42,21 +47,20 @@ def beside(path: str, answer: Any) -> Any:
     return found["guard"][0] if path == "/v1/completions" else found["guard"]
 
 
+FLAGGED: dict[str, Any] = {
+    "/v1/moderations": lambda found: found["results"][0]["flagged"],
+    "/v1/guard": lambda found: not found["is_safe"],
+    "/contentsafety/text:analyze": lambda found: any(one["severity"] for one in found["categoriesAnalysis"]),
+    "/beta/litellm_basic_guardrail_api": lambda found: found["action"] == "BLOCKED",
+    "/v1/chat/completions": lambda found: found["choices"][0]["message"]["content"] != "safe",
+    "/v1/completions": lambda found: found["choices"][0]["text"] != "safe",
+}
+
+
 def flagged(path: str, answer: Any) -> bool:
-    found = answer.json()
-    match path:
-        case "/v1/moderations":
-            return bool(found["results"][0]["flagged"])
-        case "/v1/guard":
-            return not found["is_safe"]
-        case "/contentsafety/text:analyze":
-            return any(one["severity"] for one in found["categoriesAnalysis"])
-        case "/beta/litellm_basic_guardrail_api":
-            return bool(found["action"] == "BLOCKED")
-        case "/v1/chat/completions":
-            return bool(found["choices"][0]["message"]["content"] != "safe")
-        case _:
-            return bool(found["choices"][0]["text"] != "safe")
+    if path == "/v1/guard/stream":
+        return "event: stopped" in answer.text
+    return bool(FLAGGED[path](answer.json()))
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +117,32 @@ def test_a_language_that_the_guard_does_not_know_is_said_and_asks_for_a_person(
     ):
         found = beside(path, several.post(path, BODIES[path](text)))
         assert (found["language"], found["supported"], found["review"]) == (language, supported, review)
+
+
+@pytest.mark.parametrize("path", ["/beta/litellm_basic_guardrail_api", "/v1/guard/stream"])
+def test_of_several_texts_none_hides_what_is_to_be_known_of_another(several: Any, path: str) -> None:
+    """The first is the worst, the second in another language, the third alone is flagged in shadow."""
+    texts = ["the harm " * 80, "der tide " * 80, "salt and warm " * 80]
+    body = {"texts": texts, "input_type": "request"} if "litellm" in path else {"deltas": texts}
+    found = beside(path, several.post(path, body))
+    assert (found["supported"], found["language"], found["review"]) == (False, "de", True)
+    assert (found["shadow"]["quiet"]["severity"], found["policy"]) == (2, "lax")
+
+
+def test_a_policy_in_shadow_is_logged_and_counted(serve: Any, caplog: pytest.LogCaptureFixture) -> None:
+    server = serve(policies=(LAX, QUIET))
+    caplog.set_level(logging.INFO, logger="equipoise.server")
+    server.post("/v1/moderations", {"input": ["the harm is warm", "the harm", "a coat"]})
+    counted = server.client.get("/metrics").text
+    fields = [record.fields for record in caplog.records if record.message == "request"]
+    (asked,) = [line for line in fields if line["path"] == "/v1/moderations"]
+    assert (asked["flagged"], asked["shadow_flagged"]) == (0, {"quiet": 1})
+    for line in (
+        'equipoise_verdicts_total{policy="quiet",severity="2",shadow="true"} 1.0',
+        'equipoise_flagged_total{category="Violence",policy="quiet",shadow="true"} 1.0',
+        'equipoise_verdicts_total{policy="lax",severity="0",shadow="false"} 3.0',
+    ):
+        assert line in counted, line
 
 
 def test_the_list_of_policies_shows_their_thresholds(several: Any) -> None:

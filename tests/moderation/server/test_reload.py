@@ -94,6 +94,27 @@ def test_a_guard_that_cannot_serve_changes_nothing_and_says_so(real: Any, folder
     assert ask(real) == before
 
 
+def test_a_policy_that_was_changed_takes_over_and_a_broken_one_does_not(
+    folder: Path, tmp_path: Path, start: Any
+) -> None:
+    written = tmp_path / "house.yaml"
+    written.write_text("name: house\nunsafe: 0.9\n")
+    settings = ServeConfig(guard=folder, device="cpu", policies=(str(written),))
+    service = Service(settings, lambda observe: load_engine(settings, observe=observe), Keys(["k"]))
+    service.start()
+    with start(service) as served:
+        for text, status, threshold in (
+            ("name: house\nunsafe: 0.2\n", 200, 0.2),
+            ("name: house\nunsafe: 2\n", 503, 0.2),
+        ):
+            written.write_text(text)
+            assert served.post("/v1/reload", None, headers=KEY).status_code == status
+            (house, *_) = served.client.get("/v1/policies", headers=KEY).json()["policies"]
+            assert (house["name"], house["unsafe"]["response"]) == ("house", threshold)
+        counted = served.client.get("/metrics", headers=KEY).text
+    assert 'equipoise_rejected_total{reason="reload"} 1.0' in counted
+
+
 def test_only_who_has_a_key_may_reload_and_without_keys_nobody(real: Any, serve: Any) -> None:
     assert real.client.post("/v1/reload").status_code == 401
     assert serve().client.post("/v1/reload").status_code == 403

@@ -9,18 +9,11 @@ from typing import Any
 import pytest
 
 from equipoise.errors import ConfigError
+from equipoise.moderation.server.app import JUDGING
 from equipoise.moderation.server.logs import JsonLines
 from equipoise.moderation.server.settings import KEYS, ServeConfig, read_keys
 
-PATHS = [
-    "/v1/guard",
-    "/v1/guard/stream",
-    "/v1/moderations",
-    "/contentsafety/text:analyze",
-    "/beta/litellm_basic_guardrail_api",
-    "/v1/chat/completions",
-    "/v1/completions",
-]
+PATHS = [route.path for module in JUDGING for route in module.router.routes if "POST" in route.methods]
 SECRET = "zebracrossing"
 
 
@@ -77,6 +70,10 @@ def test_too_many_texts_and_too_long_ones_are_refused(tight: Any) -> None:
         ("/v1/guard", {"prompt": "a" * 200, "response": "a" * 101}),
         ("/contentsafety/text:analyze", {"text": "a" * 301}),
         ("/v1/guard/stream", {"prompt": "a" * 301, "response": "b"}),
+        ("/beta/litellm_basic_guardrail_api", {"texts": ["a"] * 4, "input_type": "request"}),
+        ("/beta/litellm_basic_guardrail_api", {"texts": ["a" * 301], "input_type": "response"}),
+        ("/v1/chat/completions", {"model": "m", "messages": [{"role": "user", "content": "a" * 301}]}),
+        ("/v1/completions", {"prompt": "a" * 301}),
     ):
         answer = tight.post(path, body)
         assert answer.status_code == 413, path

@@ -1,5 +1,6 @@
 """What the guard found, as JSON: the fields of `moderate`, and what a server adds."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import Request
@@ -31,7 +32,30 @@ async def judge(request: Request, texts: list[TextPair], policy: Policy | None =
         ("review", sum(one.verdict.review for one in found)),
     ):
         facts[name] = facts.get(name, 0) + count
+    for verdict in (verdict for one in found for verdict in one.shadow):
+        shadow = facts.setdefault("shadow_flagged", {})
+        shadow[verdict.policy] = shadow.get(verdict.policy, 0) + (not verdict.is_safe)
     return found
+
+
+class Watch:
+    """Judges the parts of one conversation as they come, and keeps the worst that was found of any."""
+
+    def __init__(self, request: Request, policy: Policy) -> None:
+        """Begin with nothing judged; the policy goes by its name, since a reload may bring another."""
+        self._request, self._policy = request, policy.name
+        self._worst: list[Judged] = []
+
+    async def __call__(self, texts: Sequence[TextPair]) -> list[Verdict]:
+        """Return one verdict per text."""
+        policy = service_of(self._request).policy(self._policy)
+        found = await judge(self._request, list(texts), policy)
+        self._worst = [worst([*self._worst, *found])]
+        return [one.verdict for one in found]
+
+    def told(self) -> dict[str, Any]:
+        """Return the policy, and what goes beside a verdict, of all that was judged together."""
+        return {"policy": self._policy, **(beside(self._worst[0]) if self._worst else {})}
 
 
 def native(text: TextPair, found: Judged, engine: Engine) -> dict[str, Any]:
@@ -79,10 +103,22 @@ def pair_of(messages: tuple[Message, ...], where: str = "messages") -> TextPair:
     return TextPair(text_of(messages), None)
 
 
-def worst(found: list[Judged]) -> Judged:
-    """Return the worst of several judgements of one thing; a person should see it if any says so."""
+def worst(found: Sequence[Judged]) -> Judged:
+    """Return the worst of several judgements of one thing, by the policies in shadow too.
+
+    A person should see it if any says so, and its language is one that the guard does not know if any is.
+    """
     one = max(found, key=lambda one: _badness(one.verdict))
-    return one._replace(verdict=one.verdict._replace(review=any(each.verdict.review for each in found)))
+    foreign = next((each for each in found if each.is_supported is False), one)
+    shadow: dict[str, Verdict] = {}
+    for verdict in (verdict for each in found for verdict in each.shadow):
+        shadow[verdict.policy] = max(shadow.get(verdict.policy, verdict), verdict, key=_badness)
+    return one._replace(
+        verdict=one.verdict._replace(review=any(each.verdict.review for each in found)),
+        shadow=tuple(shadow.values()),
+        language=foreign.language,
+        is_supported=foreign.is_supported,
+    )
 
 
 def _badness(verdict: Verdict) -> tuple[bool, int, float]:

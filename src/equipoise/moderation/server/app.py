@@ -21,6 +21,9 @@ from equipoise.moderation.server.errors import RequestError, failed, left, not_s
 from equipoise.moderation.server.logs import event
 from equipoise.moderation.server.service import Service
 
+JUDGING = (native, stream, openai, azure, litellm, chat)
+"""The modules whose endpoints judge texts; all of them need a key, where there are keys."""
+
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -40,7 +43,7 @@ def create_app(service: Service) -> FastAPI:
     )
     app.state.service = service
     app.include_router(ops.open_router)
-    for module in (native, stream, openai, azure, litellm, chat, ops):
+    for module in (*JUDGING, ops):
         app.include_router(module.router, dependencies=[Depends(_with_key)])
     app.add_exception_handler(GatewayError, refuse)
     app.add_exception_handler(HTTPException, not_served)

@@ -8,7 +8,7 @@ name goes there through the gateway.
 
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
@@ -20,11 +20,10 @@ from equipoise.models.windows import TextPair
 from equipoise.moderation.chat import ChatRequest, Chunk, Reply, read_request, sse
 from equipoise.moderation.gateway import Gateway
 from equipoise.moderation.policies import Policy
-from equipoise.moderation.server.answers import guarded, judge, pair_of, service_of, worst
+from equipoise.moderation.server.answers import Watch, guarded, judge, pair_of, service_of, worst
 from equipoise.moderation.server.bodies import described, parse, read_object
 from equipoise.moderation.server.engine import Engine, Judged
 from equipoise.moderation.server.errors import RequestError
-from equipoise.protocols import Verdict
 from equipoise.records import Message
 
 router = APIRouter()
@@ -48,15 +47,11 @@ async def chat(request: Request) -> Response:
     gateway = service.settings.gateway
     if gateway is None or asked.model == service.settings.name:
         return await _as_guard(request, asked, policy)
-    client = request.app.state.upstream
-
-    async def verdicts(texts: Sequence[TextPair]) -> list[Verdict]:
-        return [found.verdict for found in await judge(request, list(texts), service.policy(policy.name))]
-
-    through = Gateway(client, verdicts, gateway)
+    watch = Watch(request, policy)
+    through = Gateway(request.app.state.upstream, watch, gateway)
     if not asked.is_stream:
-        return JSONResponse(await through.complete(asked))
-    return await streamed(through.stream(asked))
+        return JSONResponse(_with(watch, await through.complete(asked)))
+    return await streamed(_all_with(watch, through.stream(asked)))
 
 
 @router.post("/v1/completions", openapi_extra=described(CompletionRequest))
@@ -99,6 +94,17 @@ async def streamed(chunks: AsyncGenerator[Chunk, None]) -> Response:
                 yield chunk
 
     return StreamingResponse(sse(all_of_them()), media_type="text/event-stream")
+
+
+def _with(watch: Watch, chunk: Chunk) -> Chunk:
+    """Put what goes beside a verdict into the field of the guard, where a chunk has one."""
+    return {**chunk, "guard": {**chunk["guard"], **watch.told()}} if "guard" in chunk else chunk
+
+
+async def _all_with(watch: Watch, chunks: AsyncGenerator[Chunk, None]) -> AsyncGenerator[Chunk, None]:
+    async with aclosing(chunks):
+        async for chunk in chunks:
+            yield _with(watch, chunk)
 
 
 async def _as_guard(request: Request, asked: ChatRequest, policy: Policy) -> Response:

@@ -2,8 +2,9 @@
 
 The body is one JSON object with `response` or `deltas`, or, to have the answer judged while it is written,
 lines of JSON (`application/x-ndjson`): first `{"prompt": ..., "policy": ...}`, then `{"delta": ...}`, each
-line when there is something to say. Events are `released`, then `stopped`, `failed` or `done`. Nothing is
-released that was not judged; see `moderation.streaming` for what that guarantees.
+line when there is something to say. Events are `released`, then `stopped`, `failed` or `done`; the last one
+tells the policy, and whether a person should look. Nothing is released that was not judged; see
+`moderation.streaming` for what that guarantees.
 """
 
 import asyncio
@@ -19,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 
 from equipoise.models.windows import TextPair
 from equipoise.moderation.chat import GatewayError
-from equipoise.moderation.server.answers import judge, service_of
+from equipoise.moderation.server.answers import Watch, service_of
 from equipoise.moderation.server.bodies import as_object, described, parse, read_object, too_large
 from equipoise.moderation.server.errors import RequestError
 from equipoise.moderation.server.native import Turns
@@ -78,15 +79,16 @@ async def stream(request: Request) -> Response:
     policy = service.policy(opening.policy)
     prompt = opening.prompt if isinstance(opening.prompt, str) else text_of(opening.prompt)
 
+    watch = Watch(request, policy)
+
     async def verdicts(windows: Sequence[str]) -> Sequence[Verdict]:
-        texts = [TextPair(prompt, window) for window in windows]
-        return [found.verdict for found in await judge(request, texts, service.policy(policy.name))]
+        return await watch([TextPair(prompt, window) for window in windows])
 
     events = guard_stream_async(deltas, verdicts, service.settings.stream)
     first = await anext(aiter(events))
     if isinstance(first, Failed):
         raise RequestError(503, first.reason)
-    sent = _sent(first, events)
+    sent = _sent(first, events, watch)
     return _TwoWay(sent) if in_lines else StreamingResponse(sent, media_type="text/event-stream")
 
 
@@ -109,31 +111,31 @@ class _TwoWay(Response):
         await send({"type": "http.response.body", "body": b""})
 
 
-async def _sent(first: Event, events: AsyncIterator[Event]) -> AsyncGenerator[bytes, None]:
+async def _sent(first: Event, events: AsyncIterator[Event], watch: Watch) -> AsyncGenerator[bytes, None]:
     """Yield events as they go over the line; one that fails ends the stream and releases nothing more."""
     offset = 0
     try:
-        yield _event(first)
+        yield _event(first, watch)
         offset = first.offset
         async for event in events:
-            yield _event(event)
+            yield _event(event, watch)
             offset = event.offset
     except GatewayError as error:
         yield _form("failed", {"offset": offset, **error.envelope()})
 
 
-def _event(event: Event) -> bytes:
+def _event(event: Event, watch: Watch) -> bytes:
     match event:
         case Released(text, offset):
             return _form("released", {"offset": offset, "text": text})
         case Stopped(offset, severity, categories, window, verdict):
             found = {"severity": severity, "harm_categories": list(categories), "window": list(window)}
-            found |= {"unsafe_probability": round(verdict.unsafe_probability, 6), "policy": verdict.policy}
-            return _form("stopped", {"offset": offset, **found})
+            found |= {"unsafe_probability": round(verdict.unsafe_probability, 6)}
+            return _form("stopped", {"offset": offset, **found, **watch.told()})
         case Failed(offset, reason):
             return _form("failed", {"offset": offset, **RequestError(503, reason).envelope()})
         case Done(offset):
-            return _form("done", {"offset": offset})
+            return _form("done", {"offset": offset, **watch.told()})
 
 
 def _form(name: str, data: dict[str, Any]) -> bytes:
