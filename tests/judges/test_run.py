@@ -128,6 +128,23 @@ def test_a_server_without_log_probabilities_is_read_as_it_writes(
     assert "gives no log-probabilities; its answers are read as they are written" in capsys.readouterr().err
 
 
+def test_the_manifest_says_what_a_servers_answers_took_and_cost(
+    tmp_path: Path, server: Any, exchanges: list[Exchange]
+) -> None:
+    settings = {"file": save(tmp_path, exchanges), "questions": ["is_safe"], **endpoint(server)}
+    settings["endpoint"] |= {"price": {"prompt": 2.0, "completion": 10.0}}
+    used = {"answers": 3, "prompt_tokens": 3 * 5, "completion_tokens": 3 * 1, "uncounted": 0}
+    expected = {**used, "cost": pytest.approx((3 * 5 * 2.0 + 3 * 1 * 10.0) / 1e6)}
+    assert run(tmp_path, **settings)[0].manifest.notes["usage"] == expected
+    config = parse_config(JudgeConfig, settings | {"file": str(settings["file"]), "chunk": 1}, "test")
+    (tmp_path / "scratch").mkdir()
+    for name in ("first", "again"):  # the second goes on from the parts of the first
+        resumed = Run(tmp_path / f"{name}.jsonl", tmp_path / "scratch")
+        judge(config, resumed)
+        assert resumed.notes["usage"] == expected
+        (tmp_path / "scratch" / "judged-000002.jsonl").unlink()
+
+
 @pytest.mark.parametrize("setting", [{"calibrate": True}, {"on_flip": "average"}])
 def test_what_needs_log_probabilities_is_refused_without(
     tmp_path: Path, server: Any, pairs: list[Pair], setting: dict[str, Any]
@@ -201,11 +218,13 @@ def test_a_run_that_was_killed_goes_on_and_asks_nothing_twice(
     server.hang_after = None
     server.goes_on.set()
     kept = (tmp_path / "out.jsonl.part" / "judged-000001.jsonl").read_text()
-    _, found = run(tmp_path, **settings)
+    outcome, found = run(tmp_path, **settings)
     assert [row.subject for row in found] == [row.id for row in rows]
     assert kept in (tmp_path / "out.jsonl").read_text()
     assert set(Counter(server.asked).values()) == {1}
     assert len(server.asked) == len(rows)
+    usage: Any = outcome.manifest.notes["usage"]
+    assert (usage["answers"], usage["prompt_tokens"]) == (len(rows), 5 * len(rows))
 
 
 @pytest.mark.slow

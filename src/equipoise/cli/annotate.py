@@ -6,7 +6,16 @@ from typing import Annotated, Any
 
 import typer
 
-from equipoise.cli.common import ConfigOption, ForceFlag, JsonFlag, OutOption, SetOption, emit, gather
+from equipoise.cli.common import (
+    ConfigOption,
+    ForceFlag,
+    JsonFlag,
+    OutOption,
+    SetOption,
+    emit,
+    gather,
+    tokens_text,
+)
 from equipoise.errors import ConfigError, near
 
 app = typer.Typer(
@@ -74,6 +83,8 @@ def _summary(result: dict[str, Any]) -> str:
     ]
     if result["position_bias"]:
         parts.append(f"position bias: {'; '.join(map(_bias_text, result['position_bias'].items()))}")
+    if "usage" in result:
+        parts.append(tokens_text([result["usage"]]))
     lines = f"wrote {result['out']}" if not result["skipped"] else f"{result['out']} was complete already"
     return f"{lines}\n{'. '.join(parts)}"
 

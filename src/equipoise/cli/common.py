@@ -53,3 +53,13 @@ def gather(
     for item in overrides or ():
         apply_override(data, *parse_override(item))
     return parse_config(step.config, data, str(config or "command line"))
+
+
+def tokens_text(used: list[dict[str, Any]]) -> str:
+    """Return what the answers of servers took, `Usage.note` of each: tokens, and the cost where known."""
+    prompt, completion = (sum(u[name] for u in used) for name in ("prompt_tokens", "completion_tokens"))
+    text = f"{prompt} prompt and {completion} completion tokens"
+    if uncounted := sum(u["uncounted"] for u in used):
+        text += f" ({uncounted} answers came without a count)"
+    costs = [u["cost"] for u in used if u["cost"] is not None]
+    return text + (f", cost {sum(costs):.6g}" if costs else "")

@@ -22,6 +22,7 @@ from equipoise.generation.fields import Dialect
 from equipoise.generation.journal import Journal
 from equipoise.generation.replies import Answer, FailedError, Reply, read_answer
 from equipoise.generation.session import Session
+from equipoise.generation.usage import Usage
 from equipoise.progress import bar, say
 from equipoise.protocols import Messages, Sampling
 
@@ -65,6 +66,7 @@ class EndpointGenerator:
             ConfigError: the key is not set, or the journal is something else.
         """
         self.model, self.settings = model, settings
+        self._usage = Usage()
         self._key = read_key(settings)
         place = settings.journal or journal
         self._journal = Journal(place) if place else None
@@ -125,7 +127,15 @@ class EndpointGenerator:
         if wanted:
             with bar("asking the server", len(wanted)) as advance:
                 _run(self._ask_all(wanted, found, advance))
+        for answer in found.values():
+            if answer.text is not None:
+                self._usage = self._usage.plus(answer.prompt_tokens, answer.completion_tokens)
         return [found[key] for key in keys]
+
+    def take_usage(self) -> Usage:
+        """Return what the answers took since the last call, those from the journal too."""
+        usage, self._usage = self._usage, Usage()
+        return usage
 
     def takes(self, fields: Mapping[str, JsonValue], shows: Callable[[Reply], bool]) -> bool:
         """Return whether the server takes these fields, and `shows` finds in its reply that it heeds them."""

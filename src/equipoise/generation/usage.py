@@ -1,5 +1,6 @@
 """Tokens that answers took, as servers count them, and what they cost."""
 
+from collections.abc import Iterable
 from typing import Annotated, NamedTuple, Self
 
 from pydantic import Field, JsonValue
@@ -52,3 +53,12 @@ class Usage(NamedTuple):
     def note(self, price: Price | None) -> dict[str, JsonValue]:
         """Return the sums and the cost as they stand in a manifest."""
         return {**self._asdict(), "cost": self.cost(price)}
+
+
+def together(parts: Iterable[Usage]) -> Usage:
+    """Return what several numbers of answers took together.
+
+    >>> together([Usage(1, 7, 2), Usage(2, 9, 3, 1)])
+    Usage(answers=3, prompt_tokens=16, completion_tokens=5, uncounted=1)
+    """
+    return Usage(*(sum(column) for column in zip(Usage(), *parts, strict=True)))

@@ -20,6 +20,7 @@ from equipoise.generation.client import EndpointConfig
 from equipoise.generation.endpoint import EndpointGenerator
 from equipoise.generation.endpoint_options import EndpointOptionScorer
 from equipoise.generation.sources import Device, DType
+from equipoise.generation.usage import Usage
 from equipoise.judges.asking import OptionAsker, TextAsker, measure_priors
 from equipoise.judges.judging import Judged, RecordJudge
 from equipoise.judges.language_model import LanguageModelJudge
@@ -111,22 +112,39 @@ class JudgeOperator:
         """Return the judgements of each record, in order."""
         return self._judge(records)
 
+    def take_usage(self) -> Usage | None:
+        """Return what a server's answers took since the last call; None where no server is asked."""
+        return None if self._server is None else self._server.take_usage()
+
     @cached_property
     def _judge(self) -> RecordJudge:
-        return load_judge(self.config, self.questions, self.scratch)
+        return load_judge(self.config, self.questions, self.scratch, self._server)
+
+    @cached_property
+    def _server(self) -> EndpointGenerator | None:
+        model, endpoint = self.config.model, self.config.endpoint
+        if model is None or endpoint is None:
+            return None
+        return EndpointGenerator(model, endpoint, journal=self.scratch / "journal.jsonl", missing="")
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the settings, without what was loaded."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
-def load_judge(config: JudgeConfig, questions: Sequence[QuestionName], scratch: Path) -> RecordJudge:
+def load_judge(
+    config: JudgeConfig,
+    questions: Sequence[QuestionName],
+    scratch: Path,
+    server: EndpointGenerator | None = None,
+) -> RecordJudge:
     """Load the judge that the settings name.
 
     Args:
         config: The settings.
         questions: What to ask a language model.
-        scratch: Folder for a server's answers, and for the priors of a calibration.
+        scratch: Folder for the priors of a calibration.
+        server: Writes the answers, where the settings name a server.
     """
     if config.endpoint is None:
         require(f"a judge in this process ('{config.annotator}')", "train")
@@ -143,23 +161,22 @@ def load_judge(config: JudgeConfig, questions: Sequence[QuestionName], scratch: 
     asked = make_questions(
         load_taxonomy(config.taxonomy), questions, together=config.categories == "together"
     )
-    ask = _asker(config, asked, scratch)
+    ask = _asker(config, asked, scratch, server)
     how = "text" if isinstance(ask, TextAsker) else "calibrated logprobs" if config.calibrate else "logprobs"
     return LanguageModelJudge(
         asked, ask, config.annotator, on_flip=config.on_flip, kind=f"language model, {how}"
     )
 
 
-def _asker(config: JudgeConfig, questions: Questions, scratch: Path) -> OptionAsker | TextAsker:
+def _asker(
+    config: JudgeConfig, questions: Questions, scratch: Path, server: EndpointGenerator | None
+) -> OptionAsker | TextAsker:
     assert config.model is not None
-    if config.endpoint is not None:
-        generator = EndpointGenerator(
-            config.model, config.endpoint, journal=scratch / "journal.jsonl", missing=""
-        )
-        server = EndpointOptionScorer(generator)
-        if config.answers == "text" or not _gives_logprobs(config, server):
-            return TextAsker(generator, config.max_new_tokens)
-        return _by_options(config, server, questions, scratch)
+    if server is not None:
+        options = EndpointOptionScorer(server)
+        if config.answers == "text" or not _gives_logprobs(config, options):
+            return TextAsker(server, config.max_new_tokens)
+        return _by_options(config, options, questions, scratch)
     if config.answers == "text":
         from equipoise.generation.local import load_generator
 

@@ -36,13 +36,13 @@ MAX_LEVEL = 3
 class Question(NamedTuple):
     """One question: the options of its answer, and how its prompt is made."""
 
-    name: QuestionName
+    name: QuestionName | Literal["proposition"]
     template: str
     options: tuple[str, ...]
     several: bool = False
     """Whether the answer is any number of options, also none."""
     category: str | None = None
-    """The one category that it asks about."""
+    """The one category, or proposition, that it asks about."""
     values: Mapping[str, Any] = {}
     """What the template takes from the taxonomy."""
 

@@ -3,9 +3,10 @@
 Finished chunks are kept until the run is complete, so that the same command after a kill asks nothing twice.
 """
 
+import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,11 +17,12 @@ from equipoise.data.identity import text_key
 from equipoise.data.io import read_records, record_kind, write_records
 from equipoise.engines import map_chunks
 from equipoise.errors import ConfigError, DataError
+from equipoise.generation.usage import Usage, together
 from equipoise.judges.judging import Judged
 from equipoise.judges.load import JudgeConfig, JudgeOperator, read_priors
 from equipoise.judges.preferences import PositionBias, position_bias
 from equipoise.judges.questions import PREFERENCES, QuestionName
-from equipoise.lineage import Run, Step
+from equipoise.lineage import Run, Step, write_text
 from equipoise.progress import bar
 from equipoise.records import Exchange, Judgement, Pair, text_of
 from equipoise.stats import Estimate
@@ -36,7 +38,7 @@ class _Contents(NamedTuple):
 
 
 def judge(config: JudgeConfig, run: Run) -> None:
-    """Judge every record; the notes of the manifest say what is missing and how much the order decided."""
+    """Judge every record; the notes say what is missing, how much the order decided and what servers took."""
     kind, prompts = _contents(config.file)
     operator = JudgeOperator(config, _questions(config, kind), run.scratch)
     parts = sorted(run.scratch.glob("judged-*.jsonl"))
@@ -47,34 +49,45 @@ def judge(config: JudgeConfig, run: Run) -> None:
             operator, records, engine=config.engine, workers=config.workers, chunk=config.chunk
         ):
             parts.append(run.scratch / f"judged-{len(parts):06d}.jsonl")
+            if (usage := operator.take_usage()) is not None:
+                write_text(_used(parts[-1]), json.dumps(usage))
             write_records(parts[-1], chain.from_iterable(answers))
             for _ in answers:
                 advance()
-    count = write_records(run.out, _read(parts))
-    versions: set[str] = set()
-    for judgement in _read(parts):
-        run.licences.add(judgement.licence)
-        versions.add(str(judgement.provenance.get("prompt_version", "")))
+    seen = _Seen()
+    count = write_records(run.out, (seen(j) for part in parts for j in read_records(part, Judgement)))
+    run.licences |= seen.licences
     run.notes |= {
         "judge": config.annotator,
         "rows": len(prompts),
         "judgements": count,
-        "prompt_versions": [*sorted(versions - {""})],
-        "missing": missing_of(_read(parts)),
-        "position_bias": _bias_notes(_read(parts), prompts),
+        "prompt_versions": [*sorted(seen.versions - {""})],
+        "missing": {name: dict(sorted(counts.items())) for name, counts in seen.missing.items()},
+        "position_bias": _bias_notes(run.out, prompts) if kind is Pair else {},
     }
+    if config.endpoint is not None:
+        used = [Usage(*json.loads(_used(part).read_text("utf-8"))) for part in parts]
+        run.notes["usage"] = together(used).note(config.endpoint.price_of(str(config.model)))
     if priors := read_priors(run.scratch):
         run.notes["priors"] = {key: list(prior) for key, prior in priors.items()}
 
 
-def missing_of(judgements: Iterable[Judgement]) -> dict[str, JsonValue]:
-    """Count the answers that are missing: question -> reason -> how many; each category counts."""
-    found: dict[str, Counter[str]] = {}
-    for judgement in judgements:
+class _Seen:
+    """What the notes say of the judgements that went by."""
+
+    def __init__(self) -> None:
+        self.licences: set[str] = set()
+        self.versions: set[str] = set()
+        self.missing: dict[str, Counter[str]] = {}
+        """Question -> reason -> how many answers are missing; each category counts."""
+
+    def __call__(self, judgement: Judgement) -> Judgement:
+        self.licences.add(judgement.licence)
+        self.versions.add(str(judgement.provenance.get("prompt_version", "")))
         reasons: Any = judgement.provenance.get("missing") or {}
         for key, reason in reasons.items():
-            found.setdefault(key.partition(".")[0], Counter())[reason] += 1
-    return {name: dict(sorted(counts.items())) for name, counts in found.items()}
+            self.missing.setdefault(key.partition(".")[0], Counter())[reason] += 1
+        return judgement
 
 
 def _contents(path: Path) -> _Contents:
@@ -99,12 +112,13 @@ def _questions(config: JudgeConfig, kind: type[Exchange] | type[Pair]) -> tuple[
     return config.questions or tuple(name for name in _ASKED if name not in PREFERENCES)
 
 
-def _read(parts: Sequence[Path]) -> Iterator[Judgement]:
-    for part in parts:
-        yield from read_records(part, Judgement)
+def _used(part: Path) -> Path:
+    """Where it stands what the answers of a server took that are in a part."""
+    return part.with_name(part.name.replace("judged", "used")).with_suffix(".json")
 
 
-def _bias_notes(judgements: Iterable[Judgement], prompts: dict[str, bytes]) -> dict[str, JsonValue]:
+def _bias_notes(judged: Path, prompts: dict[str, bytes]) -> dict[str, JsonValue]:
+    judgements = read_records(judged, Judgement)
     bias = position_bias((prompts[j.subject], j) for j in judgements if j.subject in prompts)
     return {name: _plain(found) for name, found in bias.items()}
 
