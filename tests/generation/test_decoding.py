@@ -9,7 +9,7 @@ from scipy import stats
 from transformers import LlamaForCausalLM
 
 from equipoise.errors import RunStoppedError
-from equipoise.generation.decoding import Written, choose, decode, plan
+from equipoise.generation.decoding import Written, choose, decode, prefill_groups
 from equipoise.protocols import Sampling
 
 PROMPTS = [[1, 30, 31], [1, 40, 41, 42, 43, 44, 45, 46, 47], [1], [1, 50, 51, 52, 53], [1, 60, 61, 62, 63]]
@@ -183,15 +183,51 @@ def test_a_nucleus_wider_than_the_head_is_found_too() -> None:
     assert len(drawn) == pytest.approx(810 * (1 - math.exp(-2000 / 810)), rel=0.05)
 
 
-def test_batches_keep_samples_together_and_lengths_alike() -> None:
-    batches = plan([5, 50, 6, 51], samples=2, batch_size=4)
-    assert [[(p.prompt, p.samples) for p in batch] for batch in batches] == [
-        [(3, 2), (1, 2)],
-        [(2, 2), (0, 2)],
-    ]
-    split = plan([5], samples=5, batch_size=2)
-    assert [[(p.first, p.samples) for p in batch] for batch in split] == [[(0, 2)], [(2, 2)], [(4, 1)]]
-    assert plan([], samples=1, batch_size=4) == []
+def test_prompts_are_read_longest_first_under_a_budget() -> None:
+    assert prefill_groups([5, 50, 6, 51], batch_size=3) == [[3, 1, 2], [0]]
+    assert prefill_groups([900, 5, 700, 3000, 600], batch_size=8) == [[3], [0, 2], [4, 1]]
+    assert prefill_groups([], batch_size=4) == []
+
+
+def test_the_next_response_takes_the_place_of_one_that_ended(model: LlamaForCausalLM) -> None:
+    sampling = Sampling(max_new_tokens=24, temperature=1.0, samples=6, seed=2)
+    shapes: list[tuple[int, ...]] = []
+    hook = model.model.register_forward_pre_hook(
+        lambda module, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    prompts, keys = [PROMPTS[i] for i in (0, 1, 3, 4)], KEYS[:4]
+    written = run(model, sampling, prompts, keys, stop_ids=frozenset(range(100, 140)), batch_size=4)
+    hook.remove()
+    steps = [rows for rows, tokens in shapes if tokens == 1]
+    lengths = [len(w.ids) for responses in written for w in responses]
+    assert len(set(lengths)) > 4
+    assert sum(steps) == sum(n if n < 24 else 23 for n in lengths)  # only what is needed is computed
+    # full until nothing waits, and only then ever fewer
+    assert steps == sorted(steps, reverse=True)
+    assert steps.count(4) >= 0.6 * len(steps)
+    assert [shape for shape in shapes if shape[1] > 1] == [(4, 9)]
+
+
+@pytest.mark.parametrize("batch_size", [2, 16])
+def test_log_probabilities_are_those_of_the_model(model: LlamaForCausalLM, batch_size: int) -> None:
+    sampling = Sampling(max_new_tokens=16, temperature=0.7, top_p=0.9, samples=3)
+    stop_ids = frozenset(range(100, 130))
+    written = decode(
+        model, PROMPTS, KEYS, sampling, stop_ids=stop_ids, pad_id=2, batch_size=batch_size, with_logps=True
+    )
+    assert {w.stop is None for responses in written for w in responses} == {True, False}
+    for prompt, responses in zip(PROMPTS, written, strict=True):
+        for response in responses:
+            ids = response.ids + ([] if response.stop is None else [response.stop])
+            with torch.inference_mode():
+                logits = model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1].double()
+            expected = logits.log_softmax(-1)[range(len(ids)), ids]
+            torch.testing.assert_close(
+                torch.tensor(response.logps, dtype=torch.float64), expected, rtol=0, atol=2e-5
+            )
+    assert [[w._replace(logps=()) for w in many] for many in written] == run(
+        model, sampling, stop_ids=stop_ids, batch_size=batch_size
+    )
 
 
 def test_a_broken_model_stops_the_run(tiny_llama: Path) -> None:

@@ -11,7 +11,6 @@ import pytest
 import torch
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
@@ -35,7 +34,7 @@ from transformers import (
     SmolLM3ForCausalLM,
 )
 
-from equipoise.errors import DataError, ModelError
+from equipoise.errors import ModelError
 from equipoise.models import layout
 from equipoise.models.layout import (
     Row,
@@ -46,11 +45,8 @@ from equipoise.models.layout import (
     response_hidden,
     response_logps,
     shares_prefix,
-    split_rows,
-    token_budget_batches,
 )
 from equipoise.models.masks import SHARING
-from equipoise.objectives.sequence import segment_sums
 
 VOCABULARY = 61
 EOS = 2
@@ -230,21 +226,6 @@ def test_the_end_of_a_sequence_counts_though_it_is_the_padding_id() -> None:
     torch.testing.assert_close(whole.sums[0], expected.sum())
 
 
-def test_sums_have_the_first_token_that_differs_and_no_padding() -> None:
-    """A known public DPO drops the first diverging token and adds one of the padding (off by one).
-
-    There, log-probabilities that equal the token ids sum to 11+12+9 and 21+9+PAD.
-    """
-    batch = pack([Row([1, 2, 3], [[10, 11, 12, 9], [20, 21, 9]]), Row([1] * 20, [[5]])], pad_id=999)
-    sums = segment_sums(batch.targets.float(), batch.slots, 3)
-    assert sums.tolist() == [10 + 11 + 12 + 9, 20 + 21 + 9, 5]
-    before = batch.input_ids[batch.rows, batch.predictors].tolist()
-    assert before == [3, 10, 11, 12, 3, 20, 21, 1]
-    assert batch.position_ids[0].tolist() == [0, 1, 2, 3, 4, 5, 6, 3, 4, 5] + [0] * 11
-    assert batch.segments[0].tolist() == [0, 0, 0, 1, 1, 1, 1, 2, 2, 2] + [-1] * 11
-    assert batch.input_ids[batch.end_rows, batch.end_positions].tolist() == [9, 9, 5]
-
-
 def test_masks_have_the_type_that_the_kernel_reads() -> None:
     batch = pack(ROWS[:1])
     sdpa = attention_mask(batch, make("llama").config, torch.float32)
@@ -381,65 +362,6 @@ def test_other_kinds_of_attention_do_not_share() -> None:
     assert "look ahead" in str(shares_prefix(model))
 
 
-def test_split_rows_keep_the_order_of_responses() -> None:
-    shared, split = pack(ROWS), split_rows(ROWS)
-    assert torch.equal(shared.targets, split.targets)
-    assert torch.equal(shared.slots, split.slots)
-    assert torch.equal(shared.lengths, split.lengths)
-    assert split.end_rows.tolist() == list(range(RESPONSES))
-    assert torch.equal(
-        shared.input_ids[shared.rows, shared.predictors], split.input_ids[split.rows, split.predictors]
-    )
-
-
-@pytest.mark.parametrize(
-    ("row", "what"),
-    [(Row([], [[1]]), "prompt"), (Row([1], [[1], []]), "response"), (Row([1], []), "list of responses")],
-)
-def test_an_empty_part_is_named(row: Row, what: str) -> None:
-    with pytest.raises(DataError, match=f"row 1 of the batch: empty {what};"):
-        pack([ROWS[0], row])
-
-
 def test_a_model_without_an_output_embedding_gives_no_logps() -> None:
     with pytest.raises(ModelError, match="LlamaModel: has no output embedding"):
         response_logps(make("llama").get_decoder(), ROWS)
-
-
-class Largest(TorchDispatchMode):
-    """Remember the size of the largest tensor that any operation returns."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, tuple | list) else (out,):
-            if isinstance(tensor, Tensor):
-                self.elements = max(self.elements, tensor.numel())
-        return out
-
-
-def test_logits_are_computed_at_response_positions_only() -> None:
-    torch.manual_seed(0)
-    vocabulary = 4000  # the weight, [4000, 16], is smaller than the logits of all positions
-    model = LlamaForCausalLM(LlamaConfig(**(SIZES | {"vocab_size": vocabulary})))
-    batch = pack(ROWS)
-    positions, tokens = batch.input_ids.numel(), len(batch.targets)
-    with Largest() as ours:
-        response_logps(model, batch).sums.sum().backward()
-    with Largest() as plain:
-        model(input_ids=batch.input_ids)
-    assert plain.elements == positions * vocabulary
-    assert ours.elements == max(tokens, SIZES["hidden_size"]) * vocabulary < plain.elements
-
-
-def test_batches_stay_within_the_budget_and_hold_every_row_once() -> None:
-    lengths = torch.randint(1, 60, (200,), generator=torch.Generator().manual_seed(0)).tolist()
-    batches = token_budget_batches(lengths, 128)
-    assert sorted(i for batch in batches for i in batch) == list(range(200))
-    assert all(len(batch) * max(lengths[i] for i in batch) <= 128 for batch in batches)
-    assert batches == token_budget_batches(lengths, 128)
-    padded = sum(len(batch) * max(lengths[i] for i in batch) for batch in batches)
-    assert padded < 1.1 * sum(lengths)
-    assert token_budget_batches([500, 3], 128) == [[1], [0]]
-    assert token_budget_batches([], 128) == []

@@ -1,25 +1,31 @@
 """The decode loop: prompts of ids in, responses of ids out, the same ones however they are batched.
 
 transformers' own `generate` seeds a whole batch at once and computes rows that ended long ago. Here
-every response has its own random numbers, rows leave the batch as they end, and the responses to one
-prompt share its prefill. Shapes: P prompts, R responses (rows), T tokens, V vocabulary.
+every response has its own random numbers, the next one takes the place of a row that ended, and the
+responses to one prompt share its prefill. Shapes: P prompts, R responses (rows), T tokens, V vocabulary.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedModel
 
 from equipoise.errors import RunStoppedError
-from equipoise.progress import track
+from equipoise.generation.slots import Slots, require_slots
+from equipoise.progress import bar
 from equipoise.protocols import Sampling
 
 _HEAD = 256
 """The nucleus is looked for among this many likeliest tokens first: sorting the whole vocabulary at each
 step costs more than a small model's forward pass."""
+
+_PREFILL_TOKENS = 2048
+"""Prompt tokens that are read at a time, padding counted."""
 
 
 class Written(NamedTuple):
@@ -28,16 +34,59 @@ class Written(NamedTuple):
     ids: list[int]
     stop: int | None
     """The token that ended it; None where it reached the limit."""
+    logps: tuple[float, ...] = ()
+    """Log-probability in nats of each token, the one that ended it last, where asked for; of the model as it
+    is, whatever the temperature and the nucleus it was drawn with."""
 
 
-class Part(NamedTuple):
-    """Some of the responses to one prompt: samples first .. first + samples - 1."""
+class _Prefix(NamedTuple):
+    """A prompt that was read: its place in a cache, and the logits after it, [V]."""
 
     prompt: int
-    first: int
-    samples: int
+    cache: DynamicCache
+    row: int
+    length: int
+    logits: Tensor
 
 
+@dataclass
+class _Row:
+    """A response under way."""
+
+    prompt: int
+    sample: int
+    length: int
+    """Tokens of it in the cache, those of the prompt counted."""
+    source: torch.Generator
+    ids: list[int] = field(default_factory=list)
+    stop: int | None = None
+    logps: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Drawer:
+    """Draws the next token of rows, and says which of them go on."""
+
+    sampling: Sampling
+    stop_ids: frozenset[int]
+    with_logps: bool
+
+    def __call__(self, logits: Tensor, rows: Sequence[_Row]) -> list[bool]:
+        noise = _noise(logits, [row.source for row in rows]) if self.sampling.temperature > 0 else None
+        tokens = choose(logits, self.sampling, noise)  # [R]
+        if self.with_logps:
+            drawn = logits.float().log_softmax(-1).gather(-1, tokens[:, None]).squeeze(-1)
+            for row, logp in zip(rows, drawn.tolist(), strict=True):
+                row.logps.append(logp)
+        for row, token in zip(rows, tokens.tolist(), strict=True):
+            if token in self.stop_ids:
+                row.stop = token
+            else:
+                row.ids.append(token)
+        return [row.stop is None and len(row.ids) < self.sampling.max_new_tokens for row in rows]
+
+
+@torch.inference_mode()
 def decode(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
@@ -48,6 +97,7 @@ def decode(
     pad_id: int,
     batch_size: int = 32,
     label: str = "generating",
+    with_logps: bool = False,
 ) -> list[list[Written]]:
     """Return `sampling.samples` responses per prompt.
 
@@ -60,48 +110,69 @@ def decode(
         pad_id: Any id inside the vocabulary; padded positions are masked.
         batch_size: Responses at a time.
         label: What the progress line says.
+        with_logps: Also return the log-probabilities of the tokens.
 
     Raises:
         RunStoppedError: the model gives a logit that is no number.
+        ModelError: the model keeps more of a text than keys and values.
     """
-    written: list[list[Written]] = [[] for _ in prompts]
-    batches = plan([len(p) for p in prompts], sampling.samples, batch_size)
-    for batch in track(batches, label):
-        rows = [(part.prompt, part.first + k) for part in batch for k in range(part.samples)]
-        sources = [_generator(sampling, keys[prompt], k, model.device) for prompt, k in rows]
-        responses = _decode_batch(
-            model,
-            [prompts[part.prompt] for part in batch],
-            [part.samples for part in batch],
-            sampling,
-            generators=sources,
-            stop_ids=stop_ids,
-            pad_id=pad_id,
-        )
-        for (prompt, _), response in zip(rows, responses, strict=True):
-            written[prompt].append(response)
-    return written
+    require_slots(model)
+    written: list[dict[int, Written]] = [{} for _ in prompts]
+
+    def arrivals() -> Iterator[tuple[_Row, _Prefix]]:
+        for prefix in _read(model, prompts, pad_id, batch_size):
+            for k in range(sampling.samples):
+                source = _generator(sampling, keys[prefix.prompt], k, model.device)
+                yield _Row(prefix.prompt, k, prefix.length, source), prefix
+
+    with bar(label, len(prompts) * sampling.samples) as advance:
+        for row in _finished(model, arrivals(), _Drawer(sampling, stop_ids, with_logps), batch_size):
+            written[row.prompt][row.sample] = Written(row.ids, row.stop, tuple(row.logps))
+            advance()
+    return [[responses[k] for k in range(sampling.samples)] for responses in written]
 
 
-def plan(lengths: Sequence[int], samples: int, batch_size: int) -> list[list[Part]]:
-    """Group responses into batches of prompts of like length, the longest first.
+def _finished(
+    model: PreTrainedModel, arrivals: Iterator[tuple[_Row, _Prefix]], draw: _Drawer, batch_size: int
+) -> Iterator[_Row]:
+    """Write the rows that arrive, up to `batch_size` at a time, and yield each as it ends."""
+    rows: list[_Row] = []
+    cache: Slots | None = None
+    while True:
+        while new := list(islice(arrivals, batch_size - len(rows))):
+            goes_on = draw(torch.stack([prefix.logits for _, prefix in new]), [row for row, _ in new])
+            for (row, prefix), going in zip(new, goes_on, strict=True):
+                if not going:
+                    yield row
+                    continue
+                if cache is None:
+                    cache = Slots(prefix.cache, batch_size)
+                cache.put(prefix.cache, prefix.row, prefix.length)
+                rows.append(row)
+        if cache is None or not rows:
+            return
+        goes_on = draw(_next_logits(model, rows, cache), rows)
+        for place in reversed(range(len(rows))):  # what takes a row's place was looked at before
+            if not goes_on[place]:
+                yield rows[place]
+                cache.drop(place)
+                rows[place] = rows[-1]
+                rows.pop()
 
-    The samples of a prompt stay together where they fit, and stay in order where they do not.
 
-    >>> plan([3, 9], samples=2, batch_size=3)
-    [[Part(prompt=1, first=0, samples=2)], [Part(prompt=0, first=0, samples=2)]]
+def prefill_groups(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Group prompts of like length, the longest first, to be read at a time.
+
+    >>> prefill_groups([3, 9, 4], batch_size=2)
+    [[1, 2], [0]]
     """
-    batches: list[list[Part]] = []
-    room = 0  # responses that the last batch can still take
+    groups: list[list[int]] = []
     for prompt in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        for first in range(0, samples, batch_size):
-            part = Part(prompt, first, min(batch_size, samples - first))
-            if part.samples > room:
-                batches.append([])
-                room = batch_size
-            batches[-1].append(part)
-            room -= part.samples
-    return batches
+        most = min(batch_size, max(1, _PREFILL_TOKENS // lengths[groups[-1][0]])) if groups else 0
+        if not groups or len(groups[-1]) >= most:
+            groups.append([])
+        groups[-1].append(prompt)
+    return groups
 
 
 def choose(logits: Tensor, sampling: Sampling, noise: Tensor | None = None) -> Tensor:
@@ -153,60 +224,38 @@ def _noise(logits: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
     return noise.log_().neg_()  # 0 gives infinity, and its token is not drawn
 
 
-@torch.inference_mode()
-def _decode_batch(
-    model: PreTrainedModel,
-    prompts: Sequence[Sequence[int]],
-    counts: Sequence[int],
-    sampling: Sampling,
-    *,
-    generators: list[torch.Generator],
-    stop_ids: frozenset[int],
-    pad_id: int,
-) -> list[Written]:
-    device = model.device
-    width = max(len(p) for p in prompts)
-    tokens = torch.tensor([[pad_id] * (width - len(p)) + list(p) for p in prompts], device=device)  # [P, T]
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    cache = DynamicCache(config=model.config)
-    logits = _forward(model, tokens, mask, positions, cache)  # [P, V]
-
-    share = torch.repeat_interleave(torch.arange(len(prompts)), torch.tensor(counts)).to(device)  # [R]
-    logits, mask, positions = logits[share], mask[share], positions[share, -1:]
-    if len(share) > len(prompts):
-        cache.batch_select_indices(share)
-
-    ids: list[list[int]] = [[] for _ in range(len(share))]
-    stops: list[int | None] = [None] * len(share)
-    alive = list(range(len(share)))
-    for step in range(sampling.max_new_tokens):
-        noise = _noise(logits, generators) if sampling.temperature > 0 else None
-        chosen = choose(logits, sampling, noise)  # [R]
-        going = []
-        for at, (row, token) in enumerate(zip(alive, chosen.tolist(), strict=True)):
-            if token in stop_ids:
-                stops[row] = token
-            else:
-                ids[row].append(token)
-                going.append(at)
-        if not going or step + 1 == sampling.max_new_tokens:
-            break
-        if len(going) < len(alive):
-            alive = [alive[at] for at in going]
-            kept = torch.tensor(going, device=device)
-            cache.batch_select_indices(kept)
-            chosen, mask, positions = chosen[kept], mask[kept], positions[kept]
-            generators = [generators[at] for at in going]
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=-1)
-        positions = positions + 1
-        logits = _forward(model, chosen[:, None], mask, positions, cache)
-    return [Written(i, s) for i, s in zip(ids, stops, strict=True)]
+def _read(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], pad_id: int, batch_size: int
+) -> Iterator[_Prefix]:
+    """Read the prompts, the longest first, as they are asked for."""
+    for group in prefill_groups([len(p) for p in prompts], batch_size):
+        lengths = [len(prompts[i]) for i in group]
+        width = lengths[0]
+        padded = [[pad_id] * (width - len(prompts[i])) + list(prompts[i]) for i in group]
+        tokens = torch.tensor(padded, device=model.device)  # [P, T]
+        place = torch.arange(width, device=model.device)
+        positions = place - (width - torch.tensor(lengths, device=model.device)[:, None])  # [P, T]
+        # without a config no layer forgets what is outside its window; masks hide it, and rows can be copied
+        cache = DynamicCache()
+        logits = _forward(model, tokens, (positions >= 0).long(), positions.clamp(min=0), cache)
+        for row, prompt in enumerate(group):
+            yield _Prefix(prompt, cache, row, lengths[row], logits[row])
 
 
-def _forward(
-    model: PreTrainedModel, tokens: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache
-) -> Tensor:
+def _next_logits(model: PreTrainedModel, rows: Sequence[_Row], cache: Slots) -> Tensor:
+    """Feed the last token of each row, and return the logits after it, [R, V]."""
+    lengths = torch.tensor([row.length for row in rows], device=model.device)
+    width = max(row.length for row in rows)
+    cache.narrow(width)
+    columns = torch.arange(width + 1, device=model.device)
+    mask = (columns >= width - lengths[:, None]).long()  # [R, T + 1]
+    tokens = torch.tensor([[row.ids[-1]] for row in rows], device=model.device)
+    for row in rows:
+        row.length += 1
+    return _forward(model, tokens, mask, lengths[:, None], cache)
+
+
+def _forward(model: PreTrainedModel, tokens: Tensor, mask: Tensor, positions: Tensor, cache: Cache) -> Tensor:
     """Return the logits after the last token, [R, V], and put the tokens into the cache."""
     out = model(
         input_ids=tokens,

@@ -49,7 +49,12 @@ class LocalGenerator:
         return ids
 
     def write(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, ids: Sequence[str] | None = None
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        ids: Sequence[str] | None = None,
+        *,
+        with_logps: bool = False,
     ) -> list[list[Written]]:
         """Return the responses to encoded prompts as token ids, with what ended them."""
         keys = ids if ids is not None else [str(i) for i in range(len(prompts))]
@@ -61,6 +66,7 @@ class LocalGenerator:
             stop_ids=self.stop_ids,
             pad_id=self.tokenizer.pad_token_id,
             batch_size=self.batch_size,
+            with_logps=with_logps,
         )
 
     def _ends(self) -> list[int]:

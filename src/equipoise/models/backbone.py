@@ -113,22 +113,27 @@ def load_tokenizer(ref: str | Path) -> PreTrainedTokenizerBase:
 
 
 def add_lora(
-    model: PreTrainedModel,
+    model: PreTrainedModel | PeftModel,
     *,
     rank: int = 16,
     alpha: float = 32.0,
     dropout: float = 0.0,
     targets: Sequence[str] | None = None,
+    name: str = "default",
 ) -> PeftModel:
     """Return the model with LoRA adapters, the only trainable weights. Hu et al. 2021.
 
     Args:
-        model: What to adapt, as loaded here: its reference is stored in the adapter as the base.
+        model: What to adapt, as loaded here: its reference is stored in the adapter as the base. One that
+            has adapters gets another, on the same layers unless told otherwise, which is not switched on.
         rank: Rank of the update.
         alpha: Scale of the update; it is multiplied by alpha / rank.
         dropout: Dropout on the adapters' input, probability 0..1.
         targets: Names of the layers to adapt; all linear layers but the output head where None.
+        name: Of the adapter.
     """
+    if isinstance(model, PeftModel) and targets is None:
+        targets = sorted(next(iter(model.peft_config.values())).target_modules)
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
@@ -138,7 +143,10 @@ def add_lora(
     )
     try:
         with _peft_on_new_transformers():
-            return get_peft_model(model, config)
+            if isinstance(model, PeftModel):
+                model.add_adapter(name, config)
+                return model
+            return get_peft_model(model, config, adapter_name=name)
     except ValueError as exc:
         raise ModelError(f"{model.name_or_path}: cannot add LoRA: {_first_line(exc)}") from exc
 

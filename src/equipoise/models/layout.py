@@ -33,6 +33,7 @@ __all__ = [
     "pack",
     "response_hidden",
     "response_logps",
+    "response_states",
     "shares_prefix",
     "split_rows",
     "token_budget_batches",
@@ -224,21 +225,34 @@ def response_logps(model: nn.Module, rows: Sequence[Row] | PackedBatch) -> Respo
     not known to be a plain product, or whose output embedding is adapted, computes them itself, all
     positions at once.
     """
-    batch = _batch(model, rows)
+    return _logps(model, _batch(model, rows), with_hidden=False)[0]
+
+
+def response_states(model: nn.Module, rows: Sequence[Row] | PackedBatch) -> tuple[ResponseLogps, Tensor]:
+    """What `response_logps` gives, and the last hidden state [N, H] that each token was predicted from."""
+    logps, hidden = _logps(model, _batch(model, rows), with_hidden=True)
+    assert hidden is not None
+    return logps, hidden
+
+
+def _logps(model: nn.Module, batch: PackedBatch, *, with_hidden: bool) -> tuple[ResponseLogps, Tensor | None]:
     decoder, causal = _decoder_of(model), unwrapped(model)
     head = causal.get_output_embeddings()
     if head is None:
         raise ModelError(
             f"{type(causal).__name__}: has no output embedding; expected a causal language model"
         )
+    place = (batch.rows, batch.predictors)
     if decoder.config.model_type in SHARING and type(head) is nn.Linear:
-        hidden = _decode(decoder, model, batch).last_hidden_state[batch.rows, batch.predictors]
+        hidden = _decode(decoder, model, batch).last_hidden_state[place]
         cap = getattr(decoder.config, "final_logit_softcapping", None)
         tokens = token_logps(hidden, head.weight, batch.targets, bias=head.bias, softcap=cap)
     else:  # scaled, adapted or quantised logits
-        logits = _decode(causal, model, batch).logits[batch.rows, batch.predictors]
-        tokens = logit_logps(logits, batch.targets)
-    return ResponseLogps(segment_sums(tokens, batch.slots, len(batch.end_rows)), batch.lengths, tokens)
+        out = _decode(causal, model, batch, output_hidden_states=with_hidden)
+        hidden = out.hidden_states[-1][place] if with_hidden else None
+        tokens = logit_logps(out.logits[place], batch.targets)
+    sums = segment_sums(tokens, batch.slots, len(batch.end_rows))
+    return ResponseLogps(sums, batch.lengths, tokens), hidden
 
 
 def _batch(model: nn.Module, rows: Sequence[Row] | PackedBatch) -> PackedBatch:
@@ -253,7 +267,7 @@ def _decoder_of(model: Any) -> Any:
     return unwrapped(model).get_decoder()
 
 
-def _decode(module: Any, model: nn.Module, batch: PackedBatch) -> Any:
+def _decode(module: Any, model: nn.Module, batch: PackedBatch, **options: Any) -> Any:
     """Run `module`, the decoder or the whole of `model`, on a batch."""
     reason = shares_prefix(model)
     if reason is not None and batch.has_siblings:
@@ -262,9 +276,13 @@ def _decode(module: Any, model: nn.Module, batch: PackedBatch) -> Any:
         decoder = unwrapped(model).get_decoder()
         mask = attention_mask(batch, decoder.config, decoder.dtype)
         return module(
-            input_ids=batch.input_ids, attention_mask=mask, position_ids=batch.position_ids, use_cache=False
+            input_ids=batch.input_ids,
+            attention_mask=mask,
+            position_ids=batch.position_ids,
+            use_cache=False,
+            **options,
         )
     # One response a row: an ordinary right-padded text, which every model reads by itself. No mask where
     # there is no padding, so that the causal kernels are used.
     plain = (batch.segments >= 0).long() if batch.is_padded else None
-    return module(input_ids=batch.input_ids, attention_mask=plain, use_cache=False)
+    return module(input_ids=batch.input_ids, attention_mask=plain, use_cache=False, **options)
