@@ -6,6 +6,7 @@
     ├── TaxonomyError         a harm taxonomy or a category name
     ├── ModelError            a model folder, a checkpoint, a backbone
     └── MissingExtraError     an optional package that is not installed
+    GateFailedError                exit 1: what was measured is not good enough to go on
     RunStoppedError                exit 3: the run could not go on; the same command resumes it
 
 Messages have one shape: `where: what is wrong, got X; expected or known Y (did you mean Z?)`.
@@ -42,6 +43,10 @@ class MissingExtraError(EquipoiseError):
     def __init__(self, what: str, extra: str) -> None:
         """Say that `what` needs the optional dependency group `extra`."""
         super().__init__(f"{what} needs the extra '{extra}': pip install 'equipoise[{extra}]'")
+
+
+class GateFailedError(Exception):
+    """A gate of a recipe was not passed; exit code 1, and what it measured is written."""
 
 
 class RunStoppedError(Exception):

@@ -57,11 +57,12 @@ _OURS = {"manifest.json", "started.json", "config.yaml", "tmp.manifest.json"}
 class Run:
     """What a step gets: where to write, where to keep resume state, and what to tell the manifest."""
 
-    def __init__(self, out: Path, scratch: Path) -> None:
+    def __init__(self, out: Path, scratch: Path, *, shared: Path | None = None) -> None:
         """Hold the places; `out` is a folder that exists, or a file to be written."""
         self.out = out
         self.scratch = scratch
         """Folder for resume state; it survives a kill and is removed when the run completes."""
+        self.shared = shared or scratch  # where several processes have one run
         self.card = card_of(out, is_file=not out.is_dir())
         """Where a step writes its card; one that writes none gets that of the manifest."""
         self.licences: set[str] = set()

@@ -201,6 +201,26 @@ def test_check_ends_with_1_where_more_is_found_than_was_chosen(
     assert not out.exists()
 
 
+def test_check_lists_opposite_preferences_over_all_files(call: Call, tmp_path: Path) -> None:
+    answers = [{"response": "a"}, {"response": "b"}]
+    one = {"id": "1", "prompt": "ask", "answers": answers, "better": 0}
+    other = {"id": "2", "prompt": "ask", "answers": answers[::-1], "better": 0}
+    files = [lines(tmp_path / "a.jsonl", one), lines(tmp_path / "b.jsonl", one | {"id": "3"}, other)]
+    result = call("data", "check", *files)
+    assert result.exit_code == 1
+    against = "better: the same two answers are preferred the other way at"
+    assert result.stdout.splitlines()[:3] == [
+        f"{files[0]}:1: {against} {files[1]}:2 (preference, id 1)",
+        f"{files[1]}:1: {against} {files[1]}:2 (preference, id 3)",
+        f"{files[1]}:2: {against} {files[0]}:1 (preference, id 2)",
+    ]
+    out = tmp_path / "out.jsonl"
+    good = lines(tmp_path / "c.jsonl", one | {"id": "4", "prompt": "g"})
+    result = call("data", "check", *files, good, "--on-contradiction", "drop", "--out", out)
+    assert result.exit_code == 0
+    assert [pair.id for pair in read_records(out, Pair)] == ["4"]
+
+
 def test_check_with_error_writes_nothing_where_something_is_found(call: Call, tmp_path: Path) -> None:
     path, out = lines(tmp_path / "in.jsonl", PAIR), tmp_path / "out.jsonl"
     assert call("data", "check", path, "--out", out).exit_code == 1

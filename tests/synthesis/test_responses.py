@@ -17,6 +17,7 @@ from equipoise.synthesis.responses import (
     by_shingles,
     exchanges_of,
     pairs_of,
+    qualities,
     read_responses,
     select,
     sound,
@@ -134,3 +135,13 @@ def test_pairs_set_the_default_against_the_others_in_either_order() -> None:
         places.append([answer.response for answer in pairs[0].answers].index("One."))
     assert set(places) == {0, 1}
     assert pairs_of(PROMPT, chosen, 3) == pairs_of(PROMPT, chosen, 3)
+
+
+def test_an_empty_response_is_named_by_its_prompt() -> None:
+    asked = [
+        Asked(PROMPT, responses("Mix flour.")),
+        Asked(PROMPT.model_copy(update={"id": "b"}), responses(" ")),
+    ]
+    assert qualities(asked, None) == [[0.0], [0.0]]
+    with pytest.raises(DataError, match="model:x: b: an empty response; expected min_chars 1 at least"):
+        qualities(asked, lambda texts: [0.0] * len(texts))

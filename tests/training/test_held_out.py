@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from equipoise.data.io import write_records
 from equipoise.errors import ConfigError, DataError, RunStoppedError
 from equipoise.lineage import Run, produce
-from equipoise.records import Answer, Pair
+from equipoise.records import Answer, Exchange, Pair
+from equipoise.training.guard import TRAIN_GUARD, GuardConfig, GuardOptim
 from equipoise.training.held_out import hold_out
 from equipoise.training.preference import TRAIN_PREFERENCE, PreferenceConfig, PreferenceOptim
+from equipoise.training.scorer import TRAIN_SCORER, ScorerConfig, ScorerOptim
 from equipoise.training.trainer import OptimSettings, Task, fit
 
 GROUPS = [i // 2 for i in range(20)]
@@ -184,3 +186,52 @@ def test_pairs_are_held_out_and_asked_under_their_objective(
     assert first > held[0] > held[-1]  # all want the same, so it is learned from the others
     assert done.manifest.notes["held_out"] == {"rows": 2, "loss": held[-1], "step": 5}
     assert not any("accuracy" in entry or "kl" in entry for entry in log if "held_out_loss" in entry)
+
+
+FAST: dict[str, Any] = {"device": "cpu", "epochs": 6, "batch_size": 8, "stop_after": 2, "log_every": 1}
+
+
+@pytest.mark.parametrize(("tune", "rank_weight"), [("frozen", 0.0), ("frozen", 1.0), ("top", 0.0)])
+def test_a_guard_holds_prompts_out(tmp_path: Path, tiny_encoder: Path, tune: str, rank_weight: float) -> None:
+    rows = [
+        Exchange(id=str(i), prompt=f"how do i bake {i // 2}", response="mix flour", is_safe=i % 2 > 0)
+        for i in range(24)
+    ]
+    write_records(tmp_path / "rows.jsonl", rows)
+    config = GuardConfig(
+        exchanges=(tmp_path / "rows.jsonl",),
+        backbone=str(tiny_encoder),
+        tune=tune,  # type: ignore[arg-type]
+        top_layers=1,
+        layers=1 if tune == "top" else 2,
+        rank_weight=rank_weight,
+        hidden=16,
+        optim=GuardOptim(**FAST),
+    )
+    done = produce(tmp_path / "out", TRAIN_GUARD, config)
+    held = [entry["held_out_loss"] for entry in lines_of(tmp_path / "out") if "held_out_loss" in entry]
+    found = done.manifest.notes["held_out"]
+    assert isinstance(found, dict)
+    assert found["loss"] == min(held)
+    # two prompts of two rows each; where these are ranked they are one example
+    assert found["rows"] == (2 if rank_weight else 4)
+
+
+@pytest.mark.parametrize("tune", ["frozen", "full"])
+def test_a_scorer_holds_prompts_out(tmp_path: Path, tiny_encoder: Path, tune: str) -> None:
+    answers = (Answer(response="mix flour and water"), Answer(response="wait until the dough has doubled"))
+    pairs = [Pair(id=str(i), prompt=f"how do i bake {i % 12}", answers=answers, better=0) for i in range(24)]
+    write_records(tmp_path / "pairs.jsonl", pairs)
+    config = ScorerConfig(
+        pairs=(tmp_path / "pairs.jsonl",),
+        backbone=str(tiny_encoder),
+        layers=2,
+        hidden=16,
+        tune=tune,  # type: ignore[arg-type]
+        optim=ScorerOptim(**FAST),
+    )
+    done = produce(tmp_path / "out", TRAIN_SCORER, config)
+    held = [entry["held_out_loss"] for entry in lines_of(tmp_path / "out") if "held_out_loss" in entry]
+    assert held[-1] < held[0]  # all want the same, so it is learned from the others
+    step = held.index(min(held)) + 1
+    assert done.manifest.notes["held_out"] == {"rows": 4, "loss": min(held), "step": step}

@@ -96,6 +96,17 @@ def mean_gradient() -> Tensor:
     return torch.cat([p.grad.flatten() for _, p in named if p.grad is not None])
 
 
+def test_a_part_of_the_model_learns_at_a_rate_of_its_own(tmp_path: Path) -> None:
+    """A first step of Adam moves every weight by its rate; the schedule falls for both alike."""
+    model = Squares()
+    before = [p.detach().clone() for p in model.parameters()]
+    apart = task(model)._replace(rates=[(model.net[3], 0.1)])
+    fit(apart, settings(lr=0.01, epochs=1, warmup_fraction=0, weight_decay=0.0), run_in(tmp_path), label="t")
+    moved = [(a - b).abs() for a, b in zip(before, model.parameters(), strict=True)]
+    for change, rate in zip(moved, (0.01, 0.01, 0.1, 0.1), strict=True):
+        torch.testing.assert_close(change, torch.full_like(change, rate), rtol=1e-4, atol=0)
+
+
 @pytest.mark.parametrize("tokens", [1, 9, 20, 1000])
 def test_the_gradient_of_a_step_does_not_depend_on_the_split(tokens: int, tmp_path: Path) -> None:
     with kept_gradients() as kept:
@@ -127,8 +138,9 @@ class KilledError(Exception):
     """Stands for kill -9: nothing of ours runs after it."""
 
 
-def test_a_killed_run_goes_on_and_ends_with_the_same_numbers(tmp_path: Path) -> None:
-    options: dict[str, Any] = {"batch_size": 3, "epochs": 4, "checkpoint_every": 3}
+@pytest.mark.parametrize("log_every", [1, 2, 4])
+def test_a_killed_run_goes_on_and_ends_with_the_same_numbers(tmp_path: Path, log_every: int) -> None:
+    options: dict[str, Any] = {"batch_size": 3, "epochs": 4, "checkpoint_every": 3, "log_every": log_every}
     whole, broken = Squares(dropout=0.5), Squares(dropout=0.5)
     expected = fit(task(whole), settings(**options), run_in(tmp_path / "whole"), label="test")
 
@@ -146,6 +158,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_numbers(tmp_path: Path) -> 
     log = fit(task(resumed), settings(**options), run, label="test")
 
     assert torch.equal(weights(resumed), weights(whole))
+    assert [entry["step"] for entry in expected] == list(range(log_every, 17, log_every))
     assert [entry["loss"] for entry in log] == [entry["loss"] for entry in expected]
 
 

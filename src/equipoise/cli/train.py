@@ -27,12 +27,14 @@ def _add(name: str, data_setting: str, about: str) -> None:
         as_json: JsonFlag = False,
     ) -> None:
         require(f"equipoise train {name}", "train")
-        from equipoise.lineage import produce
         from equipoise.pipeline.steps import step_of
+        from equipoise.training.processes import produce_together
 
         step = step_of(f"train.{name}")
         settings = gather(step, {data_setting: data}, config=config, overrides=set_)
-        outcome = produce(out, step, settings, force=force)
+        outcome = produce_together(out, step, settings, force=force)
+        if outcome is None:  # one of several processes, of which the first speaks
+            return
         manifest = outcome.manifest
         state = "was done before" if outcome.skipped else f"took {manifest.wall_seconds:.0f} s"
         notes = "".join(f"\n  {note}: {value}" for note, value in manifest.notes.items())
@@ -47,3 +49,4 @@ _add(
     "preference", "pairs", "Align a policy on pairs by a preference objective, SafeDPO unless said otherwise."
 )
 _add("mixture", "pairs", "Train the rewards of groups that want different things, by EM on pairs.")
+_add("rules", "exchanges", "Train a reward made of rules: graders of propositions, and what each is worth.")

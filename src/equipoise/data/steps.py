@@ -22,6 +22,7 @@ from equipoise.data.io import (
     writing_records,
 )
 from equipoise.data.merge import Merged, merge
+from equipoise.data.opposite import Opposites
 from equipoise.data.resolve import OnContradiction, Resolved, resolve
 from equipoise.data.rows import LineError, OnBad, Row, fail, read_rows
 from equipoise.data.sampling import reservoir
@@ -97,7 +98,9 @@ def check_files(files: Sequence[Path]) -> Checked:
     """Read files and check what is in them; memory grows with ids and texts' hashes only."""
     bad: list[LineError] = []
     counting = Counter[str]()
-    findings = list(check(_counted(read_files(files, bad.append), counting)))
+    opposites = Opposites()
+    findings = list(check(opposites.watch(_counted(read_files(files, bad.append), counting))))
+    findings += opposites.findings()
     order = {str(path): index for index, path in enumerate(files)}
     findings += map(unreadable, bad)
     return Checked(counting.total(), sorted(findings, key=lambda found: (order[found.path], found.line)))
@@ -250,7 +253,7 @@ def _stem(path: Path) -> str:
 
 
 IMPORT = Step("data import", 1, _import, writes_file=True, config=ImportConfig)
-CHECK = Step("data check", 1, _check, writes_file=True, config=CheckConfig)
+CHECK = Step("data check", 2, _check, writes_file=True, config=CheckConfig)
 MERGE = Step("data merge", 1, _merge, writes_file=True, config=MergeConfig)
 SPLIT = Step("data split", 1, _split, config=SplitConfig)
 STATS = Step("data stats", 1, _stats, config=StatsConfig)

@@ -1,12 +1,12 @@
-"""`generate` with a guard behind the model, and a scorer to choose by."""
+"""`generate` with a guard behind the model, and a scorer or rules to choose by."""
 
 from collections.abc import Callable, Sequence
-from typing import Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Self
 
 from pydantic import Field, model_validator
 
 from equipoise.config import InputPath, IsInput
-from equipoise.errors import ConfigError, ModelError
+from equipoise.errors import ConfigError
 from equipoise.extras import require
 from equipoise.generation import batch
 from equipoise.generation.batch import GenerateConfig
@@ -15,7 +15,11 @@ from equipoise.lineage import Run
 from equipoise.moderation.default import GuardPath
 from equipoise.moderation.guarded import REFUSAL_TEXT, Guarding, Method
 from equipoise.protocols import Reward, Verdict
-from equipoise.records import Exchange, Score, text_of
+from equipoise.records import Exchange, text_of
+
+if TYPE_CHECKING:
+    from equipoise.moderation.guard import Guard
+    from equipoise.moderation.policies import Policy
 
 
 class GuardedGenerateConfig(GenerateConfig):
@@ -33,11 +37,13 @@ class GuardedGenerateConfig(GenerateConfig):
     """The answer where no try is safe."""
     scorer: InputPath | None = None
     """Of the safe tries the one with the highest reward is taken; without it, the least P(unsafe)."""
+    rules: InputPath | None = None
+    """A folder of `train rules`, added to the reward; the guard says which prompts ask for harm."""
 
     @model_validator(mode="after")
     def _guard_can_choose(self) -> Self:
         if self.guard is None:
-            for name in ("policy", "guarded", "tries", "refusal_text", "scorer"):
+            for name in ("policy", "guarded", "tries", "refusal_text", "scorer", "rules"):
                 if getattr(self, name) != type(self).model_fields[name].default:
                     raise ValueError(f"{name}: nobody chooses; expected a guard beside it")
         elif self.sampling.temperature == 0 and self.tries > 1:
@@ -45,8 +51,9 @@ class GuardedGenerateConfig(GenerateConfig):
                 f"tries: {self.tries} greedy tries are all the same; "
                 "expected sampling.temperature above 0, or tries=1"
             )
-        if self.scorer is not None and self.guarded == "reject":
-            raise ValueError("scorer: reject takes the first safe answer; expected guarded=best_of_n")
+        for name in ("scorer", "rules"):
+            if getattr(self, name) is not None and self.guarded == "reject":
+                raise ValueError(f"{name}: reject takes the first safe answer; expected guarded=best_of_n")
         return self
 
 
@@ -73,22 +80,30 @@ def _guarding(config: GuardedGenerateConfig) -> Callable[[Draw], Draw] | None:
         reading = guard.read([TextPair(text_of(e.prompt), e.response) for e in exchanges])
         return [reading.verdict(row, policy) for row in range(len(exchanges))]
 
-    return Guarding(judge, config.guarded, config.tries, config.refusal_text, _reward(config))
+    return Guarding(judge, config.guarded, config.tries, config.refusal_text, _reward(config, guard, policy))
 
 
-def _reward(config: GuardedGenerateConfig) -> Reward | None:
-    if config.scorer is None:
+def _reward(config: GuardedGenerateConfig, guard: "Guard", policy: "Policy") -> Reward | None:
+    if config.rules is None and config.scorer is None:
         return None
-    from equipoise.rewards.learned import load_scorer
+    from equipoise.judges.rules import load_rules, scorer_reward
+    from equipoise.models.windows import TextPair
 
-    scorer = load_scorer(config.scorer, config.device)
-    if "reward" not in scorer.card.trained:
-        raise ModelError(f"{config.scorer}: gives no reward; expected a scorer that was trained for one")
+    if config.rules is None:
+        assert config.scorer is not None
+        return scorer_reward(config.scorer, config.device)
+    guard.require("prompt")
+    rules = load_rules(config.rules, scorer=config.scorer, device=config.device)
 
-    def reward(exchanges: Sequence[Exchange]) -> list[Score]:
-        return [found.reward for found in scorer(exchanges) if found.reward is not None]
+    def type_of(exchanges: Sequence[Exchange]) -> list[str]:
+        prompts = list(dict.fromkeys(text_of(e.prompt) for e in exchanges))  # several tries share one
+        reading = guard.read([TextPair(prompt, None) for prompt in prompts])
+        is_safe = {prompt: reading.verdict(row, policy).is_safe for row, prompt in enumerate(prompts)}
+        known = rules.rules
+        return [known.harmless if is_safe[text_of(e.prompt)] else known.harmful for e in exchanges]
 
-    return reward
+    rules.type_of = type_of
+    return rules
 
 
 GENERATE = batch.GENERATE._replace(build=generate, config=GuardedGenerateConfig)

@@ -5,7 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from equipoise.config import Config, find_inputs, parse_config, read_yaml, to_yaml
-from equipoise.errors import ConfigError, DataError, EquipoiseError, ModelError, RunStoppedError, near
+from equipoise.errors import (
+    ConfigError,
+    DataError,
+    EquipoiseError,
+    GateFailedError,
+    ModelError,
+    RunStoppedError,
+    near,
+)
 from equipoise.lineage import identify, produce, read_manifest, write_text
 from equipoise.models.builtin import BUILTIN, model_path
 from equipoise.pipeline.recipe import Recipe, needed_by
@@ -31,6 +39,9 @@ def run_recipe(
             old ones; a folder of another recipe is refused.
         only: Run this step and those it needs; nothing is published and the folder is not complete.
         force: Do this step again although it is done.
+
+    Raises:
+        GateFailedError: a step that is a gate was not passed; what comes after it is not run.
     """
     for name in (only, force):
         if name is not None and name not in recipe.steps:
@@ -124,6 +135,8 @@ def _run_step(recipe: Recipe, name: str, out: Path, places: Mapping[str, Path], 
     if step.writes_file:
         place = place / (entry.file or f"{name}.jsonl")
     outcome = produce(place, step, config, force=force, identity=identity)
+    if verdict := outcome.manifest.notes.get("gate_failed"):
+        raise GateFailedError(f"step {name}: {verdict}; see {place}")
     outside = {
         at: source for at, source in identity.inputs.items() if not Path(source.path).is_relative_to(out)
     }

@@ -171,8 +171,15 @@ def sound(
 
 
 def qualities(asked: Sequence[Asked], likelihood: Likelihood | None) -> list[list[float]]:
-    """Return one value per response: mean log-likelihood in nats per token, 0 without a language model."""
+    """Return one value per response: mean log-likelihood in nats per token, 0 without a language model.
+
+    Raises:
+        DataError: A response is empty, which is neither likely nor unlikely.
+    """
     texts = [r.text for a in asked for r in a.responses]
+    empty = next((a.prompt for a in asked if not all(r.text.strip() for r in a.responses)), None)
+    if likelihood and empty:
+        raise DataError(f"{empty.source}: {empty.id}: an empty response; expected min_chars 1 at least")
     values = iter(likelihood(texts) if likelihood and texts else [0.0] * len(texts))
     return [[next(values) for _ in a.responses] for a in asked]
 

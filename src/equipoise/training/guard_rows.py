@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from equipoise.data.splits import normalise_prompt
-from equipoise.errors import DataError
+from equipoise.errors import DataError, TaxonomyError
 from equipoise.models.guard import Target
 from equipoise.models.windows import TextPair
 from equipoise.records import REFUSALS, Exchange, Judgement, Labels, Prompt, text_of
@@ -174,8 +174,8 @@ def _targets(rows: Sequence[tuple[Exchange, Sequence[Labels]]], taxonomy: Taxono
                 refusal[i, REFUSALS.index(label.refusal)] += 1
             if unsafe and label.categories:  # the head is P(category | unsafe)
                 names = taxonomy.names if label.rated is None else label.rated
-                rated[i, [taxonomy.index(name) for name in names]] += 1
-                categories[i, [taxonomy.index(name) for name in label.categories]] += 1
+                rated[i, _places(names, taxonomy, record)] += 1
+                categories[i, _places(label.categories, taxonomy, record)] += 1
         levels = sum(label.severity is not None for label in labels)
         judged = passed[i, 0] + failed[i, 0]
         for part in (passed[i], failed[i]):
@@ -185,6 +185,14 @@ def _targets(rows: Sequence[tuple[Exchange, Sequence[Labels]]], taxonomy: Taxono
     return GuardTargets(
         passed, failed, categories / rated.clamp(min=1), (rated > 0).float(), refusal, torch.empty(0)
     )
+
+
+def _places(names: Iterable[str], taxonomy: Taxonomy, record: Exchange) -> list[int]:
+    try:
+        return [taxonomy.index(name) for name in names]
+    except TaxonomyError as exc:
+        of = f"; it is labelled by {record.taxonomy}" if record.taxonomy != taxonomy.name else ""
+        raise TaxonomyError(f"{record.source}: {record.id}: {exc}{of}") from None
 
 
 def _unsafe(label: Labels) -> bool | None:

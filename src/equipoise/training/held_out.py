@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from equipoise.errors import DataError
-from equipoise.models.checkpoints import load_into, load_tensors, save_tensors, trainable
+from equipoise.models.checkpoints import load_tensors, save_tensors
+from equipoise.training.shards import load, trained
 
 SHARE = 0.1
 """Of the examples, at least, that are held out; examples of one group stay together."""
@@ -57,8 +58,8 @@ class Best:
         """Take in the loss after a step; return whether the best one is too long ago."""
         if loss < self.loss:
             self.step, self.loss = step, loss
+            tensors = {f"model.{name}": value for name, value in trained(model).items()}
             if writes:
-                tensors = {f"model.{name}": value for name, value in trainable(model).items()}
                 best = torch.tensor([step, loss], dtype=torch.float64)
                 save_tensors(self.path, tensors | {"best": best})
         return step - self.step >= self.stop_after
@@ -68,4 +69,4 @@ class Best:
         tensors = load_tensors(self.path)
         del tensors["best"]
         own = {name.removeprefix("model."): value for name, value in tensors.items()}
-        load_into(model, own, str(self.path))
+        load(model, own, str(self.path))

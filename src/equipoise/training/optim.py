@@ -20,19 +20,25 @@ class OptimSettings(Config):
     """Examples of one optimiser step, over all processes."""
     tokens_per_micro_batch: int = Field(default=4096, ge=1)
     """Tokens of one forward pass, padding counted; bounds memory and changes nothing else."""
+    memory_gib: float | None = Field(default=None, gt=0)
+    """Lower `tokens_per_micro_batch` until the training keeps within this much memory, libraries and data
+    apart; see `training.budget`."""
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
     warmup_fraction: float = Field(default=0.03, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)
     clip_norm: float = Field(default=1.0, gt=0)
     seed: int = 0
     checkpoint_every: Annotated[int, Field(ge=1), IsAside()] = 10
-    """Optimiser steps between two checkpoints from which a killed run goes on."""
+    """Optimiser steps between two checkpoints from which a killed run goes on, rounded up to where an entry
+    of the log ends: the next one is then the mean of the same steps, killed or not."""
     log_every: int = Field(default=1, ge=1)
     report_to: Annotated[tuple[str, ...], IsAside()] = ()
     """Logging integrations of transformers, for example `tensorboard`."""
     device: Device = "auto"
     bf16: bool = False
     """Train in bfloat16 autocast."""
+    shard: Annotated[bool, IsAside()] = False
+    """Split weights, gradients and optimiser state over the processes of a launch (FSDP)."""
     gradient_checkpointing: Annotated[bool, IsAside()] = False
     """Compute each layer again in the backward pass: less memory, about a third more time, same numbers."""
     stop_after: int | None = Field(default=None, ge=1)
@@ -59,12 +65,12 @@ def arguments(settings: OptimSettings, folder: Path, steps: int) -> TrainingArgu
         warmup_steps=math.ceil(warmup) if warmup >= 1 else 0,  # a warmup begins with a step of rate 0
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.clip_norm,
-        optim="adamw_torch",
+        optim="adamw_torch" if settings.shard else "adamw_torch_fused",  # one pass over the weights
         seed=settings.seed,
         bf16=settings.bf16,
         use_cpu=device.type == "cpu",
         save_strategy="steps",
-        save_steps=settings.checkpoint_every,
+        save_steps=math.ceil(settings.checkpoint_every / settings.log_every) * settings.log_every,
         save_total_limit=2,
         logging_strategy="steps",
         logging_steps=settings.log_every,

@@ -177,6 +177,7 @@ def train_scorer(config: ScorerConfig, run: Run) -> None:
 
 def _task(model: ScorerModel, pairs: Sequence[Pair], labels: PairLabels, config: ScorerConfig) -> Task:
     ones = [1] * len(pairs)
+    prompts = [text_of(pair.prompt) for pair in pairs]
     if config.trunk == "last":
         rows = [make_row(model.tokenizer, p.prompt, [a.response for a in p.answers]) for p in pairs]
         lengths = [row.length for row in rows]
@@ -184,7 +185,7 @@ def _task(model: ScorerModel, pairs: Sequence[Pair], labels: PairLabels, config:
         def collate_rows(chosen: Sequence[int]) -> ScorerBatch:
             return ScorerBatch(RowBatch(tuple(rows[i] for i in chosen)), labels.pick(torch.tensor(chosen)))
 
-        return Task(ScorerLosses(model, config), lengths, ones, collate_rows)
+        return Task(ScorerLosses(model, config), lengths, ones, collate_rows, groups=prompts)
 
     encoded: list[PairIds] = [
         encode_pair(model.tokenizer, TextPair(text_of(pair.prompt), answer.response))
@@ -199,14 +200,14 @@ def _task(model: ScorerModel, pairs: Sequence[Pair], labels: PairLabels, config:
             both = torch.stack([2 * index, 2 * index + 1], dim=1).flatten()
             return ScorerBatch(features[both], labels.pick(index))
 
-        return Task(ScorerLosses(model.heads, config), ones, ones, collate_features)
+        return Task(ScorerLosses(model.heads, config), ones, ones, collate_features, groups=prompts)
 
     def collate_pairs(chosen: Sequence[int]) -> ScorerBatch:
         both = [encoded[2 * i + k] for i in chosen for k in (0, 1)]
         return ScorerBatch(pad_pairs(both), labels.pick(torch.tensor(chosen)))
 
     lengths = [2 * max(len(encoded[2 * i].ids), len(encoded[2 * i + 1].ids)) for i in range(len(pairs))]
-    return Task(ScorerLosses(model, config), lengths, ones, collate_pairs)
+    return Task(ScorerLosses(model, config), lengths, ones, collate_pairs, groups=prompts)
 
 
 TRAIN_SCORER = Step("train.scorer", 1, train_scorer, config=ScorerConfig)

@@ -72,6 +72,9 @@ def train_sft(config: SftConfig, run: Run) -> None:
         if record.is_safe is False and not config.include_unsafe:
             left_out["unsafe"] += 1
             continue
+        if not record.response.strip():
+            left_out["with an empty response"] += 1
+            continue
         row = make_row(backbone.tokenizer, record.prompt, [record.response])
         if row.length > config.max_tokens:
             left_out[f"over {config.max_tokens} tokens"] += 1
@@ -94,4 +97,4 @@ def train_sft(config: SftConfig, run: Run) -> None:
     model_card(run, "Policy", config.model, f"fine-tuned on {len(rows)} responses")
 
 
-TRAIN_SFT = Step("train.sft", 1, train_sft, config=SftConfig)
+TRAIN_SFT = Step("train.sft", 2, train_sft, config=SftConfig)

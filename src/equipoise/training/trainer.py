@@ -11,7 +11,6 @@ import contextlib
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,18 +19,21 @@ import torch.distributed as dist
 import transformers
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerControl, TrainingArguments
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from equipoise.errors import ConfigError, RunStoppedError
 from equipoise.lineage import Run, write_text
-from equipoise.models.checkpoints import last_sealed, load_into, load_tensors, save_tensors, seal, trainable
-from equipoise.progress import bar
+from equipoise.models.checkpoints import last_sealed, load_tensors, save_tensors, seal
 from equipoise.training.batches import Planner, StepPlan
+from equipoise.training.budget import within_memory
 from equipoise.training.held_out import Best, hold_out
 from equipoise.training.memory import recomputing
 from equipoise.training.optim import OptimSettings
 from equipoise.training.optim import arguments as optim_arguments
+from equipoise.training.shards import join, load, optimizer_state, shard, split_state, trained, whole
 from equipoise.training.task import Batch, Task
+from equipoise.training.watching import Progress, quietly
 
 __all__ = ["Batch", "OptimSettings", "Task", "fit"]
 
@@ -72,19 +74,21 @@ def fit(task: Task, settings: OptimSettings, run: Run, *, label: str) -> list[di
             raise ConfigError("optim.stop_after: this training cannot hold prompts out; expected none")
         kept, out = hold_out(task.groups, settings.seed)
         task, held = task.pick(kept), task.pick(out)
-        best = Best(run.scratch / "best.safetensors", settings.stop_after)
-    folder = run.scratch / "checkpoints"
+        best = Best(run.shared / "best.safetensors", settings.stop_after)
+    folder = run.shared / "checkpoints"
+    settings = within_memory(task, settings)
     arguments = optim_arguments(settings, folder, steps=math.ceil(len(task.lengths) / settings.batch_size))
     trainer = _StepTrainer(task, settings, arguments, label, held=held, best=best)
     resume = last_sealed(folder) if folder.exists() else None
     for stale in folder.glob("checkpoint-*") if folder.exists() else []:
         if resume is None or int(stale.name.split("-")[-1]) > int(resume.name.split("-")[-1]):
             shutil.rmtree(stale)
-    with _quiet(), recomputing(task.model, settings.gradient_checkpointing):
+    with quietly(), recomputing(task.model, settings.gradient_checkpointing):
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
         if held is not None and best is not None:
             trainer.take_best()
             run.notes["held_out"] = {"rows": len(held.lengths), "loss": best.loss, "step": best.step}
+    join(task.model)
     history = [entry for entry in trainer.state.log_history if {"loss", "held_out_loss"} & entry.keys()]
     log = [entry for entry in history if "loss" in entry]
     if trainer.is_world_process_zero():
@@ -115,15 +119,30 @@ class _StepTrainer(Trainer):  # type: ignore[misc]
             args=arguments,
             train_dataset=_Examples(len(task.lengths)),
             eval_dataset=None if held is None else _Examples(len(held.lengths)),
-            callbacks=[_Progress(label)],
+            callbacks=[Progress(label)],
         )
         self.remove_callback(transformers.trainer_callback.PrinterCallback)
         self.remove_callback(transformers.trainer_callback.ProgressCallback)
+        if settings.shard and arguments.world_size > 1:
+            shard(task.model, arguments.device.type)
+            self.is_distributed_loading_by_transformers = True  # which leaves a model that is split alone
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Return a loader of whole steps; not prepared by accelerate, which would shard it again."""
         planner = self._planner(self.task, self.settings.batch_size)
         return _StepLoader(_Examples(len(self.task.lengths)), batch_sampler=planner, collate_fn=self._collate)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Make the library's optimiser; what the task names apart has a rate of its own in it."""
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        for module, rate in self.task.rates:
+            apart = {id(parameter) for parameter in module.parameters()}
+            for group in list(optimizer.param_groups):
+                own = [parameter for parameter in group["params"] if id(parameter) in apart]
+                if own:
+                    group["params"] = [p for p in group["params"] if id(p) not in apart]
+                    optimizer.add_param_group(group | {"params": own, "lr": rate})
+        return optimizer
 
     def _planner(self, task: Task, batch_size: int) -> Planner:
         return Planner(
@@ -209,23 +228,41 @@ class _StepTrainer(Trainer):  # type: ignore[misc]
 
     def _clip_grad_norm(self, model: nn.Module) -> Tensor:
         """Clip as the library does, but stop where the norm is not finite and name the tensor."""
-        norm = super()._clip_grad_norm(model)
+        norm = whole(super()._clip_grad_norm(model))
         if not math.isfinite(float(norm)):
             broken = (
                 name
                 for name, parameter in model.named_parameters()
-                if parameter.grad is not None and not torch.isfinite(parameter.grad).all()
+                if parameter.grad is not None and not torch.isfinite(whole(parameter.grad)).all()
             )
             raise RunStoppedError(
                 f"step {self.state.global_step + 1}: gradient of {next(broken, 'the model')} is not finite;"
                 " the step was not taken"
             )
-        return norm  # type: ignore[no-any-return]
+        return norm
 
     def _save(self, output_dir: str | None = None, state_dict: object = None) -> None:
         """Save what is trained, as safetensors; no pickled arguments."""
+        tensors = trained(self.task.model)
         if self.args.should_save and output_dir:
-            save_tensors(Path(output_dir) / "trained.safetensors", trainable(self.task.model))
+            save_tensors(Path(output_dir) / "trained.safetensors", tensors)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_distributed_loading_by_transformers:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        state = optimizer_state(self.optimizer.state_dict())
+        if self.args.should_save:
+            torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or not self.is_distributed_loading_by_transformers:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        state = torch.load(Path(checkpoint) / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
+        self.optimizer.load_state_dict(split_state(state, self.optimizer.param_groups))
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
 
     def _save_checkpoint(self, model: nn.Module, trial: object) -> None:
         super()._save_checkpoint(model, trial)
@@ -236,7 +273,7 @@ class _StepTrainer(Trainer):  # type: ignore[misc]
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         path = Path(resume_from_checkpoint) / "trained.safetensors"
-        load_into(self.task.model, load_tensors(path), str(path))
+        load(self.task.model, load_tensors(path), str(path))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log the task's own numbers beside the loss."""
@@ -255,39 +292,3 @@ class _StepLoader(DataLoader[Any]):
 
     def set_epoch(self, epoch: int) -> None:
         self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
-
-
-class _Progress(TrainerCallback):  # type: ignore[misc]
-    """One bar over all optimiser steps."""
-
-    def __init__(self, label: str) -> None:
-        self.label = label
-        self.stack = contextlib.ExitStack()
-        self.advance: Callable[[], None] = lambda: None
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        if state.is_world_process_zero:
-            self.advance = self.stack.enter_context(bar(self.label, state.max_steps, state.global_step))
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        self.advance()
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        self.stack.close()
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the library's advisory log lines off the terminal."""
-    before = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers.logging.set_verbosity(before)
