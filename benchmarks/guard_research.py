@@ -10,7 +10,7 @@ resampling whole prompts.
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,10 @@ from equipoise.moderation.guard import Guard, load_guard
 from equipoise.moderation.refusal import PrefixRefusals
 from equipoise.pipeline.recipe import load_recipe
 from equipoise.pipeline.run import run_recipe
+from equipoise.protocols import Verdict
 from equipoise.records import Exchange, Prompt, text_of
 from equipoise.stats import Estimate, auroc, bootstrap, bootstrap_mean
-from equipoise.training.guard import TRAIN_GUARD, GuardConfig
+from equipoise.training.guard import TRAIN_GUARD, GuardConfig, GuardOptim
 
 PAIRS = ("boundary", "mini")
 ANSWERS = ("jailbreaks", "risky")
@@ -75,21 +76,23 @@ def plain(estimate: Estimate) -> dict[str, float]:
 
 
 def unsafe_answers(
-    guard: Guard, train: Sequence[Exchange], parts: dict[str, list[Exchange]]
+    train: Sequence[Exchange], parts: Mapping[str, list[Exchange]], said: Mapping[str, list[Verdict]]
 ) -> dict[str, Any]:
     """Each source by itself, and how safe and unsafe answers to one prompt are ordered."""
     known = [row for row in train if row.is_safe is not None]
     found: dict[str, Any] = {}
-    for name, rows in parts.items():
-        verdicts = guard(rows)
-        scores = [verdict.unsafe_probability for verdict in verdicts]
+    for name in (*PAIRS, *ANSWERS):
+        rows, scores = parts[name], [verdict.unsafe_probability for verdict in said[name]]
         unsafe = [not row.is_safe for row in rows]
         found[name] = separation(scores, unsafe_scores(known, rows), unsafe, prompts_of(rows))
-    rows = [row for name in PAIRS for row in parts[name]]
-    within = measure_quality(rows, guard(rows)).within_prompt
+    within = measure_quality(together(parts, PAIRS), together(said, PAIRS)).within_prompt
     assert within is not None
     found["within_prompt"] = plain(within)
     return found
+
+
+def together(parts: Mapping[str, list[Any]], names: Sequence[str]) -> list[Any]:
+    return [item for name in names for item in parts[name]]
 
 
 def harmful_texts(guard: Guard, train: Sequence[Prompt], test: Sequence[Prompt]) -> dict[str, Any]:
@@ -118,7 +121,8 @@ def severity(rows: Sequence[Exchange], like: GuardConfig, folder: Path) -> dict[
         learned, place = folder / f"fold-{fold}.jsonl", folder / f"fold-{fold}"
         write_records(learned, [rows[i] for i in train])
         settings = {name: getattr(like, name) for name in ("backbone", "depth", "layers", "max_windows")}
-        produce(place, TRAIN_GUARD, GuardConfig(exchanges=(learned,), **settings))
+        fresh = GuardConfig(exchanges=(learned,), optim=GuardOptim(bf16=like.optim.bf16), **settings)
+        produce(place, TRAIN_GUARD, fresh)
         said["guard"][test] = [v.severity for v in load_guard(place)([rows[i] for i in test])]
         weights = vectors()
         x, z = weights.fit_transform(texts[train]), weights.transform(texts[test])
@@ -148,10 +152,10 @@ def refusals(guard: Guard, test: Sequence[Exchange]) -> dict[str, Any]:
     return compared(f1, "prefix", prompts_of(test))
 
 
-def calibration(guard: Guard, rows: Sequence[Exchange]) -> dict[str, Any]:
+def calibration(rows: Sequence[Exchange], verdicts: Sequence[Verdict]) -> dict[str, Any]:
     """How far P(unsafe) of answers is from what is so, where all sources are mixed."""
     unsafe = np.array([not row.is_safe for row in rows])
-    said = np.array([verdict.unsafe_probability for verdict in guard(rows)])
+    said = np.array([verdict.unsafe_probability for verdict in verdicts])
     found = reliability(said, unsafe, np.unique(prompts_of(rows), return_inverse=True)[1])
     assert found is not None
     told = found._asdict() | {"squared": plain(found.squared)}
@@ -185,8 +189,9 @@ def main() -> None:
         name: answers(split / "test", name) for name in (*PAIRS, *ANSWERS, "graded", "refusals", "everyday")
     }
     texts = labelled(split / "test" / "texts.jsonl")
-    safe = [row for name in ("risky", "everyday") for row in test[name]]
-    quality = measure_quality(safe, guard(safe))
+    said = {name: guard(test[name]) for name in (*PAIRS, *ANSWERS, "everyday")}
+    safe, judged = ("risky", "everyday"), (*PAIRS, *ANSWERS)
+    quality = measure_quality(together(test, safe), together(said, safe))
     others = {name: unused(given.data / f"{name}.jsonl") for name in ("oktest", "llm_safeguard")}
     result = {
         "recipe": "guard-research",
@@ -195,13 +200,13 @@ def main() -> None:
             for name, step in steps.items()
         },
         "training": dict(steps["trained"].manifest.notes),
-        "answers": unsafe_answers(guard, train, {name: test[name] for name in (*PAIRS, *ANSWERS)}),
+        "answers": unsafe_answers(train, test, said),
         "texts": harmful_texts(guard, asked, texts),
         "severity": severity(
             read_exchanges((steps["graded"].place,), ()), trained, given.runs / "guard-research-severity"
         ),
         "refusals": {name: refusals(guard, test[name]) for name in ("refusals", "risky")},
-        "calibration": calibration(guard, [row for name in (*PAIRS, *ANSWERS) for row in test[name]]),
+        "calibration": calibration(together(test, judged), together(said, judged)),
         "safe_answers_flagged": {
             name: plain(value)
             for name in ("flagged_after_harmful", "flagged_after_benign", "flagged_gap")

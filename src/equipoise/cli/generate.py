@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from equipoise.cli.common import ConfigOption, ForceFlag, JsonFlag, OutOption, SetOption, emit
+from equipoise.cli.common import ConfigOption, ForceFlag, JsonFlag, OutOption, SetOption, emit, tokens_text
 
 
 def generate(
@@ -73,10 +73,4 @@ def _took(notes: dict[str, Any]) -> str:
     """Say what the answers of a server took: tokens, and their cost where prices were given."""
     if "usage" not in notes:
         return ""
-    used = list(notes["usage"].values())
-    prompt, completion = (sum(u[name] for u in used) for name in ("prompt_tokens", "completion_tokens"))
-    text = f"; {prompt} prompt and {completion} completion tokens"
-    if uncounted := sum(u["uncounted"] for u in used):
-        text += f" ({uncounted} answers came without a count)"
-    costs = [u["cost"] for u in used if u["cost"] is not None]
-    return text + (f", cost {sum(costs):.6g}" if costs else "")
+    return f"; {tokens_text(list(notes['usage'].values()))}"

@@ -12,6 +12,7 @@ from equipoise.cli import (  # noqa: F401  the people and stats modules register
     annotate_people,
     annotate_stats,
     calibrate,
+    certify,
     curate,
     data,
     evaluate,
@@ -28,7 +29,7 @@ from equipoise.cli import (  # noqa: F401  the people and stats modules register
     train,
 )
 from equipoise.cli.usage import UsageError, explain, is_help
-from equipoise.errors import EquipoiseError, RunStoppedError
+from equipoise.errors import EquipoiseError, GateFailedError, RunStoppedError
 
 app = typer.Typer(
     help="Multi-level safety alignment of language models, helpfulness and harmlessness in balance.",
@@ -55,6 +56,7 @@ app.command()(judge.score)
 app.command()(judge.refusals)
 app.command()(serve.serve)
 app.command()(evaluate.evaluate)
+app.command()(certify.certify)
 app.command()(evaluate.compare)
 app.command()(evaluate.report)
 app.add_typer(models.app, name="models")
@@ -90,6 +92,8 @@ def main() -> None:
         sys.exit(MISTAKE)
     except EquipoiseError as error:
         _end(f"error: {error}", MISTAKE)
+    except GateFailedError as error:
+        _end(f"gate failed: {error}", PROBLEMS)
     except RunStoppedError as error:
         _end(f"stopped: {error}; the same command resumes", STOPPED)
     except OSError as error:

@@ -1,0 +1,227 @@
+"""`train rules` from end to end on a tiny model, and its folder as a reward, also in best-of-n."""
+
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from equipoise.config import parse_config, to_yaml
+from equipoise.data.io import write_records
+from equipoise.errors import ConfigError, DataError, ModelError
+from equipoise.generation.local import load_generator
+from equipoise.generation.replies import Answer
+from equipoise.generation.sources import Asked
+from equipoise.judges.rules import load_rules
+from equipoise.lineage import produce
+from equipoise.models.backbone import load_encoder
+from equipoise.models.checkpoints import load_tensors, save_tensors
+from equipoise.models.guard import GuardCard, GuardModel
+from equipoise.moderation.guarded import Guarding
+from equipoise.pipeline.guarded import GENERATE, GuardedGenerateConfig
+from equipoise.pipeline.rules import TRAIN_RULES, RulesConfig, built_in_prompts
+from equipoise.protocols import Reward, Sampling, Verdict
+from equipoise.records import Exchange
+from equipoise.taxonomy import load_taxonomy
+
+SENTENCES = {
+    "sorry": "I am sorry, but I cannot help with that request.",
+    "help": "Mix flour, water, salt and yeast, then wait until the dough has doubled.",
+    "weather": "The weather in the mountains changes quickly, so take a warm coat.",
+    "chat": "A short answer is often the better answer, and a kind one is better still.",
+}
+MADE_OF = {
+    "ideal": ("sorry",),
+    "minimum_style": ("sorry", "chat"),
+    "illogical": ("weather",),
+    "disallowed": ("help",),
+}
+DECLINE = {
+    "ideal": {"all": ["sorry"], "none": ["chat"]},
+    "minimum_style": {"all": ["sorry"]},
+    "illogical": {"any": ["weather"]},
+    "disallowed": {"any": ["help"]},
+}
+RULES = {
+    "name": "tiny",
+    "propositions": [{"name": name, "question": f"Does it say {name}?"} for name in SENTENCES],
+    "response_types": {
+        "decline": DECLINE,
+        "answer": DECLINE | {"ideal": {"all": ["help"]}, "disallowed": {"any": ["sorry"]}},
+    },
+    "harmful": "decline",
+    "harmless": "answer",
+}
+
+
+def said(name: str, prompt: int, names: Sequence[str], **provenance: Any) -> Exchange:
+    return Exchange(
+        id=name,
+        licence="CC0-1.0",
+        prompt=f"Question {prompt}?",
+        prompt_is_harmful=True,
+        response=" ".join(SENTENCES[n] for n in names),
+        provenance=provenance,
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("rules")
+    kinds = [("sorry",), ("help",), ("weather",), ("sorry", "chat"), ("help", "chat")]
+    labelled = [
+        said(f"g{n}", n, kinds[n % 5], propositions={s: s in kinds[n % 5] for s in SENTENCES})
+        for n in range(60)
+    ]
+    ranked = [
+        said(f"c{n}-{name}", n, made, **{"class": name}) for n in range(20) for name, made in MADE_OF.items()
+    ]
+    (place / "tiny.yaml").write_text(to_yaml(RULES), "utf-8")
+    write_records(place / "gold.jsonl", labelled)
+    write_records(place / "ranked.jsonl", ranked)
+    config = parse_config(
+        RulesConfig,
+        {
+            "rules": str(place / "tiny.yaml"),
+            "exchanges": [place / "gold.jsonl"],
+            "completions": [place / "ranked.jsonl"],
+            "backbone": str(tiny_encoder),
+            "layers": 2,
+            "device": "cpu",
+        },
+        "test",
+    )
+    produce(place / "out", TRAIN_RULES, config)
+    return place / "out"
+
+
+def test_the_fit_orders_answers_to_prompts_that_it_has_not_seen(trained: Path) -> None:
+    told = json.loads((trained / "rules.json").read_text("utf-8"))
+    assert told["order"]["all"]["total"]["value"] >= 0.9
+    assert told["order"]["all"]["reward_alone"]["value"] == 0.5  # there is none: all are ties
+    assert told["order"]["decline"]["difference"]["low"] > 0
+    assert told["order"]["answer"]["total"]["n"] == 0
+    assert min(told["f1"].values()) > 0.9
+    assert told["pairs"] == {"decline": 14 * 6, "answer": 0}
+    card = (trained / "card.md").read_text("utf-8")
+    assert re.search(r"\| sorry \| \+[0-9.]+ \| \+0\.00 \|", card)
+    assert "CC0-1.0" in card
+
+
+def test_its_folder_is_a_reward_that_knows_an_ideal_answer(trained: Path) -> None:
+    rules = load_rules(trained, device="cpu")
+    reward: Reward = rules
+    rows = [said(name, 99, made) for name, made in MADE_OF.items()]
+    values = [score.value for score in reward(rows)]
+    assert values[0] == max(values)
+    assert values[0] > values[3]
+    assert [found.answer_class for found in rules.explain(rows)] == list(MADE_OF)
+
+
+def test_best_of_n_takes_what_the_rules_like(trained: Path) -> None:
+    rules = load_rules(trained, device="cpu", type_of=lambda exchanges: ["decline"] * len(exchanges))
+    tries = [
+        " ".join(SENTENCES[n] for n in MADE_OF[name]) for name in ("illogical", "ideal", "minimum_style")
+    ]
+
+    def draw(asked: Sequence[Asked], sampling: Sampling) -> list[list[Answer]]:
+        return [[Answer(text) for text in tries[: sampling.samples]] for _ in asked]
+
+    def safe(exchanges: Sequence[Exchange]) -> list[Verdict]:
+        return [Verdict(True, 0.1, 0, (0.9, 0.1), (), {}, False) for _ in exchanges]
+
+    asked = [Asked("x", [{"role": "user", "content": "How?"}])]
+    choose = Guarding(safe, tries=3, reward=rules)(draw)
+    ((best,),) = choose(asked, Sampling(temperature=1.0))
+    assert best.text == SENTENCES["sorry"]
+
+
+def test_rules_go_with_the_scorer_of_their_fit_and_no_other(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="its weights were fitted without a scorer, got "):
+        load_rules(trained, scorer=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("given", "got"),
+    [({}, "none"), ({"exchanges": ["a.jsonl"], "judge": {"model": "smollm2-135m"}}, "both")],
+)
+def test_somebody_must_grade_and_not_two(given: dict[str, Any], got: str) -> None:
+    with pytest.raises(ConfigError, match=f"expected one of exchanges, .* got {got}"):
+        parse_config(RulesConfig, given, "test")
+
+
+def test_too_few_prompts_to_hold_any_back_are_refused(tmp_path: Path, tiny_encoder: Path) -> None:
+    write_records(tmp_path / "gold.jsonl", [said("g", 0, ("help",), propositions={"regret": True})])
+    write_records(tmp_path / "ranked.jsonl", [said("c", 0, ("help",), **{"class": "ideal"})])
+    files = {name: (tmp_path / f"{name}.jsonl",) for name in ("gold", "ranked")}
+    config = RulesConfig(exchanges=files["gold"], completions=files["ranked"], backbone=str(tiny_encoder))
+    with pytest.raises(DataError, match="completions: of 1 prompts 0 would be held back"):
+        produce(tmp_path / "out", TRAIN_RULES, config)
+
+
+def test_built_in_prompts_are_half_harmful_and_each_once() -> None:
+    prompts = built_in_prompts(40)
+    assert len({p.id for p in prompts.values()}) == len(prompts) == 40
+    assert sum(bool(p.is_harmful) for p in prompts.values()) == 20
+    assert 60 <= sum(not p.is_harmful for p in built_in_prompts(1000).values()) < len(built_in_prompts(1000))
+
+
+def test_generate_takes_the_best_try_by_what_the_guard_says_of_the_prompt(
+    trained: Path, tiny_llama: Path, tiny_encoder: Path, tmp_path: Path
+) -> None:
+    """To this policy every prompt is harmful and every answer safe, so only the rules choose."""
+    torch.manual_seed(1)
+    card = GuardCard(
+        taxonomy=load_taxonomy("pku19"),
+        backbone=str(tiny_encoder),
+        layers=2,
+        hidden=8,
+        targets=("prompt", "response"),
+        knows_refusals=False,
+    )
+    rules = tmp_path / "rules"
+    shutil.copytree(trained, rules)
+    tensors = load_tensors(rules / "weights.safetensors")
+    tensors["weight"] = torch.randn(
+        tensors["weight"].shape
+    )  # the trained ones read words, of which there are none
+    save_tensors(rules / "weights.safetensors", tensors)
+    (tmp_path / "guard").mkdir()
+    GuardModel(card, load_encoder(tiny_encoder, device="cpu")).save(tmp_path / "guard")
+    policy = {"name": "all", "unsafe": {"prompt": 0.0, "response": 1.0}}
+    (tmp_path / "all.yaml").write_text(to_yaml(policy), "utf-8")
+    prompts = [{"id": f"p{n}", "prompt": f"Say {n}"} for n in range(8)]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts), "utf-8")
+    given = {
+        "models": [str(tiny_llama)],
+        "prompts": tmp_path / "prompts.jsonl",
+        "sampling": {"temperature": 1.0, "max_new_tokens": 6},
+        "guard": tmp_path / "guard",
+        "policy": str(tmp_path / "all.yaml"),
+        "tries": 3,
+        "rules": rules,
+    }
+    produce(tmp_path / "out.jsonl", GENERATE, parse_config(GuardedGenerateConfig, given, "test"))
+
+    chats = [[{"role": "user", "content": row["prompt"]}] for row in prompts]
+    sampling = Sampling(max_new_tokens=6, temperature=1.0, samples=3)
+    draws = load_generator(tiny_llama)(chats, sampling, [row["id"] for row in prompts])
+    reward = load_rules(rules, device="cpu", type_of=lambda exchanges: ["decline"] * len(exchanges))
+    expected = []
+    for row, texts in zip(prompts, draws, strict=True):
+        scores = reward([Exchange(id="x", prompt=row["prompt"], response=text) for text in texts])
+        expected.append(texts[max(range(3), key=lambda k: scores[k].value)])
+    written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text("utf-8").splitlines()]
+    assert [row["response"] for row in written] == expected
+    assert expected != [texts[0] for texts in draws]
+
+
+def test_rules_without_a_guard_choose_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="rules: nobody chooses; expected a guard beside it"):
+        parse_config(
+            GuardedGenerateConfig, {"models": ["m"], "prompts": tmp_path / "p", "rules": tmp_path}, "test"
+        )
