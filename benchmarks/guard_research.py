@@ -1,6 +1,6 @@
 """What the guard of `recipes/guard-research.yaml` tells apart, on prompts that it has not seen.
 
-    python benchmarks/guard_research.py --data DIR [--runs DIR]
+    python benchmarks/guard_research.py --data DIR [--runs DIR] [--runtime torch-bf16]
 
 Runs the recipe (what is done is not done again) and measures its test part source by source, beside TF-IDF
 with logistic regression on the very rows that the guard learned from. The prompts of `oktest` and
@@ -12,7 +12,7 @@ resampling whole prompts.
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from common import ROOT, save
@@ -28,7 +28,7 @@ from equipoise.evaluation.baseline import unsafe_scores, vectors
 from equipoise.evaluation.guard_quality import macro_f1, measure_quality
 from equipoise.evaluation.reliability import reliability
 from equipoise.lineage import produce
-from equipoise.moderation.guard import Guard, load_guard
+from equipoise.moderation.guard import Guard, Runtime, load_guard
 from equipoise.moderation.refusal import PrefixRefusals
 from equipoise.pipeline.recipe import load_recipe
 from equipoise.pipeline.run import run_recipe
@@ -177,11 +177,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder with the rows")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="where the runs lie")
+    parser.add_argument(
+        "--runtime", choices=get_args(Runtime), default="torch", help="what the guard runs on"
+    )
     given = parser.parse_args()
     recipe = load_recipe(ROOT / "recipes" / "guard-research.yaml", [f"data.dir={given.data}"])
     steps = {step.name: step for step in run_recipe(recipe, given.runs / "guard-research")}
     split = steps["split"].place
-    guard = load_guard(steps["guard"].place)
+    guard = load_guard(steps["guard"].place, runtime=given.runtime)
     trained = GuardConfig.model_validate(steps["trained"].manifest.config)
     train = read_exchanges(trained.exchanges, trained.pairs)
     asked = [prompt for path in trained.prompts for prompt in labelled(path)]
@@ -195,6 +198,7 @@ def main() -> None:
     others = {name: unused(given.data / f"{name}.jsonl") for name in ("oktest", "llm_safeguard")}
     result = {
         "recipe": "guard-research",
+        "runtime": given.runtime,
         "steps": {
             name: step.manifest.model_dump(include={"wall_seconds", "cpu_seconds", "peak_memory_mib"})
             for name, step in steps.items()
@@ -202,9 +206,6 @@ def main() -> None:
         "training": dict(steps["trained"].manifest.notes),
         "answers": unsafe_answers(train, test, said),
         "texts": harmful_texts(guard, asked, texts),
-        "severity": severity(
-            read_exchanges((steps["graded"].place,), ()), trained, given.runs / "guard-research-severity"
-        ),
         "refusals": {name: refusals(guard, test[name]) for name in ("refusals", "risky")},
         "calibration": calibration(together(test, judged), together(said, judged)),
         "safe_answers_flagged": {
@@ -219,6 +220,9 @@ def main() -> None:
             if (rows := [row for row in all_rows if row.is_harmful is harm])
         },
     }
+    save("guard-research", result)  # what follows takes as long again
+    graded = read_exchanges((steps["graded"].place,), ())
+    result["severity"] = severity(graded, trained, given.runs / "guard-research-severity")
     print(save("guard-research", result).relative_to(ROOT))
 
 

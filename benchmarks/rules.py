@@ -44,7 +44,7 @@ FLOORS = {
     "declines": 0.13,
     "judges_user": 0.11,
 }
-"""F1 of TF-IDF graders on the same split, as it was told before this was written."""
+"""F1 that TF-IDF graders were measured at on the same split, before any of this; what is asked for."""
 
 
 def gold(path: Path) -> list[Exchange]:

@@ -91,6 +91,7 @@ def trained(tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
             "completions": [place / "ranked.jsonl"],
             "backbone": str(tiny_encoder),
             "layers": 2,
+            "keep_signs": True,
             "device": "cpu",
         },
         "test",

@@ -103,7 +103,7 @@ def test_the_fit_orders_what_the_reward_has_upside_down(keep_signs: bool) -> Non
 
 def test_the_loss_that_is_told_is_that_of_the_weights() -> None:
     ranked = planted(3, 2)
-    fit = fit_weights(ranked, RULES, steps=40)
+    fit = fit_weights(ranked, RULES, steps=40, keep_signs=True)
     scores = totals(ranked, fit.weights)
     pairs = ordered_pairs(ranked)
     losses = [max(0.0, 1.0 + scores[j] - scores[i]) for i, j in zip(*pairs, strict=True)]
@@ -119,7 +119,7 @@ def test_the_first_step_is_adamw_by_hand() -> None:
 
 def test_a_weight_that_would_have_the_wrong_sign_stays_at_zero() -> None:
     ranked = answers(["ideal", "disallowed"], [[0.1, 0.0, 0.9, 0.0], [0.8, 0.0, 0.1, 0.0]], "pp")
-    assert fit_weights(ranked, RULES, steps=50).weights["refuse"] == [0.0] * 4
+    assert fit_weights(ranked, RULES, steps=50, keep_signs=True).weights["refuse"] == [0.0] * 4
     free = fit_weights(ranked, RULES, steps=50, keep_signs=False).weights["refuse"]
     assert free[0] < 0 < free[2]
 

@@ -45,7 +45,7 @@ class RulesConfig(Config):
     """Layers that are pooled, as in `train scorer`."""
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.3
     """Share of the prompts of completions that only measure the fit."""
-    keep_signs: bool = True
+    keep_signs: bool = False
     """What an ideal answer must have is worth 0 or more, what it must not 0 or less, the rest nothing."""
     margin: Annotated[float, Field(gt=0)] = 1.0
     """By how much the better of two answers should score higher."""

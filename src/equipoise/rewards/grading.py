@@ -216,17 +216,23 @@ def fit_reader(features: torch.Tensor, answers: Sequence[str]) -> Reader:
 
 
 class Features:
-    """Pooled features of answers by a frozen model."""
+    """Pooled features of answers by a frozen model, each read in its context.
+
+    Of prompts there is none: they differ from one use to the next far more than answers do, and heads that
+    were trained on one kind of prompt grade answers to another kind worse.
+    """
 
     def __init__(self, backbone: Backbone, layers: int) -> None:
         """Pool `layers` layers of the model, as `models.features` does."""
         self.trunk = PooledFeatures(backbone.model, layers).eval()
         self.tokenizer: Any = backbone.tokenizer
+        self.width = self.trunk.width // 2
+        """Number of features F."""
 
     def __call__(self, exchanges: Sequence[Exchange]) -> torch.Tensor:
-        """Return the features of each answer in its context, [N, F]."""
+        """Return the features of each answer, [N, F]."""
         pairs = [encode_pair(self.tokenizer, TextPair(text_of(e.prompt), e.response)) for e in exchanges]
-        return embed(self.trunk, pairs, label="grading")
+        return embed(self.trunk, pairs, label="grading")[:, self.width :]
 
 
 class TrainedGrader:
@@ -263,7 +269,7 @@ def load_grader(folder: Path, backbone: Backbone, layers: int, propositions: int
     terms = bytes(tensors["words.terms"].tolist()).decode("utf-8", "replace").split("\n")
     words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, vocabulary=terms)
     features = Features(backbone, layers)
-    expected = [propositions, features.trunk.width + len(terms)]
+    expected = [propositions, features.width + len(terms)]
     if list(tensors["weight"].shape) != expected or tensors["words.idf"].numel() != len(terms):
         raise ModelError(
             f"{path}: tensor 'weight' has shape {list(tensors['weight'].shape)}, expected {expected}"

@@ -76,7 +76,7 @@ def fit_weights(
     ranked: RankedAnswers,
     rules: RuleSet,
     *,
-    keep_signs: bool = True,
+    keep_signs: bool = False,
     margin: float = 1.0,
     lr: float = 0.01,
     steps: int = 1000,
@@ -88,7 +88,7 @@ def fit_weights(
         ranked: The answers.
         rules: Say what each proposition is to each response type.
         keep_signs: What an ideal answer must have is worth 0 or more, what it must not 0 or less, and the
-            rest nothing; False lets every weight be whatever fits.
+            rest nothing; False, as in the paper, lets every weight be whatever fits.
         margin: By how much the better answer should score higher.
         lr: Of AdamW.
         steps: Of AdamW, from weights of 0.
