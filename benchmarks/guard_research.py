@@ -197,7 +197,7 @@ def main() -> None:
     quality = measure_quality(together(test, safe), together(said, safe))
     others = {name: unused(given.data / f"{name}.jsonl") for name in ("oktest", "llm_safeguard")}
     result = {
-        "recipe": "guard-research",
+        "guard": "recipes/guard-research.yaml",
         "runtime": given.runtime,
         "steps": {
             name: step.manifest.model_dump(include={"wall_seconds", "cpu_seconds", "peak_memory_mib"})
