@@ -4,9 +4,9 @@
 
 Runs the recipe (what is done is not done again) and measures its test part source by source, beside TF-IDF
 with logistic regression on the very rows that the guard learned from. The prompts of `oktest` and
-`llm_safeguard` are in no part of the recipe. How severity is told is measured on all rows that have one, by
-guards of the same backbone, frozen, that have not seen the fold's prompts. Intervals are 95 %, from
-resampling whole prompts.
+`llm_safeguard` are in no part of the recipe; those of `look_alikes` are its own test part. How severity is
+told is measured on all rows that have one, by guards of the same backbone, frozen, that have not seen the
+fold's prompts. Intervals are 95 %, from resampling whole prompts.
 """
 
 import argparse
@@ -180,12 +180,13 @@ def main() -> None:
     parser.add_argument(
         "--runtime", choices=get_args(Runtime), default="torch", help="what the guard runs on"
     )
+    parser.add_argument("--set", action="append", default=[], help="a setting of the recipe, as in its run")
     given = parser.parse_args()
-    recipe = load_recipe(ROOT / "recipes" / "guard-research.yaml", [f"data.dir={given.data}"])
+    recipe = load_recipe(ROOT / "recipes" / "guard-research.yaml", [f"data.dir={given.data}", *given.set])
     steps = {step.name: step for step in run_recipe(recipe, given.runs / "guard-research")}
     split = steps["split"].place
     guard = load_guard(steps["guard"].place, runtime=given.runtime)
-    trained = GuardConfig.model_validate(steps["trained"].manifest.config)
+    trained = GuardConfig.model_validate(steps["settled"].manifest.config)
     train = read_exchanges(trained.exchanges, trained.pairs)
     asked = [prompt for path in trained.prompts for prompt in labelled(path)]
     test = {
@@ -196,6 +197,7 @@ def main() -> None:
     safe, judged = ("risky", "everyday"), (*PAIRS, *ANSWERS)
     quality = measure_quality(together(test, safe), together(said, safe))
     others = {name: unused(given.data / f"{name}.jsonl") for name in ("oktest", "llm_safeguard")}
+    others["look_alikes"] = labelled(steps["look_alikes"].place / "test" / "look_alikes.jsonl")
     result = {
         "guard": "recipes/guard-research.yaml",
         "runtime": given.runtime,
@@ -203,7 +205,7 @@ def main() -> None:
             name: step.manifest.model_dump(include={"wall_seconds", "cpu_seconds", "peak_memory_mib"})
             for name, step in steps.items()
         },
-        "training": dict(steps["trained"].manifest.notes),
+        "training": {name: dict(steps[name].manifest.notes) for name in ("trained", "settled")},
         "answers": unsafe_answers(train, test, said),
         "texts": harmful_texts(guard, asked, texts),
         "refusals": {name: refusals(guard, test[name]) for name in ("refusals", "risky")},

@@ -15,6 +15,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from speed_tables import HEAD as SPEED_HEAD
+from speed_tables import rows_of_speed
+
 HERE = Path(__file__).parent
 SHOWN = {
     "harmful_rate",
@@ -363,6 +366,7 @@ def number(estimate: dict[str, Any]) -> str:
 
 PAGES = {
     HERE / "guides" / "objectives.md": objective_results,
+    HERE / "guides" / "speed.md": lambda: table(SPEED_HEAD, rows_of_speed()),
     HERE / "cli.md": command_page,
     HERE / "taxonomies.md": taxonomy_page,
     HERE / "data.md": export_page,

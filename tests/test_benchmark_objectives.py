@@ -94,7 +94,9 @@ def docs() -> Any:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "docs")  # what the script imports lies beside it
+        spec.loader.exec_module(module)
     return module
 
 

@@ -245,7 +245,7 @@ def test_a_file_is_judged_by_the_runtime_that_is_asked_for(made: Made, tmp_path:
     rows = [{"id": e.id, "prompt": e.prompt, "response": e.response} for e in EXCHANGES]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     found = {}
-    for runtime in get_args(Runtime):
+    for runtime in set(get_args(Runtime)) - {"torch-compiled"}:  # which takes a minute
         config = ModerateConfig(file=tmp_path / "in.jsonl", guard=made.folder, runtime=runtime)
         produce(tmp_path / f"{runtime}.jsonl", MODERATE, config)
         lines = (tmp_path / f"{runtime}.jsonl").read_text("utf-8").splitlines()
@@ -253,6 +253,14 @@ def test_a_file_is_judged_by_the_runtime_that_is_asked_for(made: Made, tmp_path:
     away = {name: float((scores - found["torch"]).abs().max()) for name, scores in found.items()}
     assert away["onnx"] <= 1e-5 < away["torch-bf16"] < 0.02
     assert 0 < away["onnx-int8"] < 0.05
+
+
+@pytest.mark.slow
+def test_a_compiled_encoder_says_the_same_of_batches_of_any_shape(made: Made) -> None:
+    plain, compiled = (load_guard(made.folder, "cpu", name) for name in ("torch", "torch-compiled"))
+    for count in (1, 2, len(EXCHANGES)):
+        for one, other in zip(plain(EXCHANGES[:count]), compiled(EXCHANGES[:count]), strict=True):
+            assert other.severity_probabilities == pytest.approx(one.severity_probabilities, abs=1e-5)
 
 
 def test_what_cannot_be_had_is_one_line(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:

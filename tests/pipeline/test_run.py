@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from equipoise.data.corpus import corpus_path
+from equipoise.data.corpus import PARTS, corpus_path
 from equipoise.errors import ConfigError
 from equipoise.lineage import hash_file
 from equipoise.pipeline.recipe import load_recipe
+from equipoise.pipeline.references import resolve
 from equipoise.pipeline.run import run_recipe
 from equipoise.pipeline.summary import Finished
 
@@ -149,3 +150,10 @@ def test_what_is_published_is_whole_or_as_it_was(data: Recipe, write: Write, tmp
         run_recipe(load_recipe(write(data)), out)
     assert (out / "half.jsonl").read_bytes() == half
     assert sorted(f.name for f in out.iterdir()) == ["config.yaml", "half.jsonl", "steps"]
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_every_part_of_the_corpus_can_be_named_in_a_recipe(part: str) -> None:
+    path = corpus_path(part)
+    assert path.is_file()
+    assert resolve({"files": [f"${{builtin.{part}}}"]}, {}, {}) == {"files": [str(path)]}

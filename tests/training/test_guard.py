@@ -299,6 +299,24 @@ def test_a_guard_goes_on_from_the_heads_of_another(
     torch.testing.assert_close(after, before, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("tune", ["frozen", "top"])
+def test_a_guard_goes_on_from_another_with_its_tuned_layers(
+    tune: str, tmp_path: Path, tiny_encoder: Path
+) -> None:
+    settings: dict[str, Any] = {"hidden": 64, "dropout": 0.1, "top_layers": 1}
+    first = tmp_path / "first"
+    first.mkdir()
+    train(first, planted(24, 0), tiny_encoder, tune="top", optim={"lr": 1e-2, "epochs": 2}, **settings)
+    began, wider = first / "guard", {"lr": 3e-2, "epochs": 5}
+    train(tmp_path, planted(24, 3), tiny_encoder, start=began, tune=tune, optim=wider, **settings)
+    then, now = (load_tensors(path / "weights.safetensors") for path in (began, tmp_path / "guard"))
+    assert then.keys() == now.keys()
+    moved = {name.partition(".")[0] for name in then if not torch.equal(then[name], now[name])}
+    assert ("trunk" in moved) == (tune == "top")
+    assert any(not torch.equal(then[name], now[name]) for name in then if not name.startswith("trunk."))
+    assert load_guard(tmp_path / "guard", "cpu").model.card.top_layers == 1
+
+
 def test_heads_of_another_shape_or_of_a_tuned_guard_do_not_fit(
     trained: tuple[Outcome, Path], tmp_path: Path, tiny_encoder: Path
 ) -> None:
@@ -308,5 +326,10 @@ def test_heads_of_another_shape_or_of_a_tuned_guard_do_not_fit(
     tuned = tmp_path / "tuned"
     tuned.mkdir()
     train(tuned, planted(8, 0), tiny_encoder, tune="top", top_layers=1)
-    with pytest.raises(ModelError, match="with an encoder of its own; expected one of heads alone"):
-        train(tmp_path, planted(8, 0), tiny_encoder, start=tuned / "guard")
+    with pytest.raises(ModelError, match="top_layers: got 1; expected 0, as in these settings"):
+        train(tmp_path, planted(8, 0), tiny_encoder, start=tuned / "guard", tune="lora")
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    train(whole, planted(8, 0), tiny_encoder, tune="full", optim={"epochs": 1})
+    with pytest.raises(ModelError, match="an encoder of its own; expected one of heads and top layers"):
+        train(tmp_path, planted(8, 0), tiny_encoder, start=whole / "guard")

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from equipoise.errors import ModelError
-from equipoise.models.backbone import Backbone, add_lora, layer_stack, load_encoder, pick_dtype, quiet
+from equipoise.models.backbone import Backbone, add_lora, load_encoder, pick_dtype, quiet
 from equipoise.models.checkpoints import (
     load_card,
     load_into,
@@ -20,6 +20,7 @@ from equipoise.models.checkpoints import (
 )
 from equipoise.models.features import PooledFeatures, batch_tokens
 from equipoise.models.heads import GuardHeads, GuardLogits
+from equipoise.models.top import top_names
 from equipoise.models.windows import MAX_WINDOWS, PairBatch
 from equipoise.taxonomy import Taxonomy
 
@@ -110,16 +111,15 @@ class GuardModel(nn.Module):
         return next(self.trunk.parameters()).device
 
     def save(self, folder: Path) -> None:
-        """Write what was trained, and the card; a tuned encoder serves as a backbone elsewhere too."""
+        """Write what was trained, here or before, and the card; a tuned encoder serves as a backbone too."""
         beside = tuned_names(self.trunk, self.card)
-        trained = trainable(self.trunk)
-        whole = bool(trained) and not beside
+        whole = bool(trainable(self.trunk)) and not beside
         if whole:
             encoder: Any = self.trunk.encoder
             with quiet():
                 encoder.save_pretrained(folder / ENCODER)
             self.tokenizer.save_pretrained(folder / ENCODER)
-        tuned = {_TRUNK + name: trained[name] for name in beside}
+        tuned = {_TRUNK + name: self.trunk.get_parameter(name).detach() for name in beside}
         save_tensors(folder / "weights.safetensors", self.heads.state_dict() | tuned)
         save_card(folder, self.card.model_copy(update={"own_encoder": whole}))
 
@@ -143,33 +143,26 @@ def tuned_names(trunk: PooledFeatures, card: GuardCard) -> list[str]:
         return [name for name, _ in trunk.named_parameters() if ".lora_" in name]
     if not card.top_layers:
         return []
-    stack = layer_stack(trunk.encoder)
-    if stack is None or card.top_layers >= len(stack):
-        has = "no one list of layers" if stack is None else f"{len(stack)} layers"
-        raise ModelError(
-            f"top_layers: got {card.top_layers} of a model with {has}; expected fewer, or tune: full"
-        )
-    own = {id(parameter) for layer in stack[-card.top_layers :] for parameter in layer.parameters()}
-    return [name for name, parameter in trunk.named_parameters() if id(parameter) in own]
+    return top_names(trunk, card.top_layers)
 
 
-def take_heads(model: GuardModel, folder: Path) -> None:
-    """Give `model` the heads of the guard in `folder`, which has heads alone and the same shape.
+def take_start(model: GuardModel, folder: Path) -> None:
+    """Give `model` all that the guard in `folder` learned: its heads, and the top layers that it tuned.
 
     Raises:
-        ModelError: It tuned more than its heads, or was built otherwise.
+        ModelError: It has adapters or an encoder of its own, or was built otherwise.
     """
-    card, weights = load_card(folder, GuardCard), folder / "weights.safetensors"
-    if card.own_encoder or card.top_layers or card.lora_rank:
-        raise ModelError(f"{folder}: a guard with an encoder of its own; expected one of heads alone")
-    for name in ("taxonomy", "backbone", "layers", "depth", "hidden"):
+    card = load_card(folder, GuardCard)
+    if card.own_encoder or card.lora_rank:
+        raise ModelError(
+            f"{folder}: a guard with adapters or an encoder of its own; expected one of heads and top layers"
+        )
+    for name in ("taxonomy", "backbone", "layers", "depth", "hidden", "top_layers"):
         theirs, ours = getattr(card, name), getattr(model.card, name)
-        if theirs != ours:
+        if theirs != ours and (name, theirs) != ("top_layers", 0):
             what = ("another", "this one") if name == "taxonomy" else (theirs, ours)
             raise ModelError(f"{folder}: {name}: got {what[0]}; expected {what[1]}, as in these settings")
-    heads = load_tensors(weights)
-    load_into(model.heads, heads, str(weights))
-    require_all(heads, model.heads.state_dict(), str(weights))
+    _fill(model, folder, card)
 
 
 def load_guard_model(folder: Path, device: str = "auto") -> GuardModel:
@@ -180,6 +173,16 @@ def load_guard_model(folder: Path, device: str = "auto") -> GuardModel:
     backbone = load_encoder(source, dtype=dtype, device=device, depth=card.depth)
     adapted = adapt(backbone.model, card.lora_rank) if card.lora_rank else None
     model = GuardModel(card, backbone)
+    _fill(model, folder, card)
+    where = next(model.trunk.parameters()).device
+    if adapted is not None:
+        adapted.merge_and_unload()
+        model.trunk.to(pick_dtype("auto", where))
+    return model.to(where)
+
+
+def _fill(model: GuardModel, folder: Path, card: GuardCard) -> None:
+    """Copy a guard's tensors to where `model` has them: all that its card speaks of, and no other."""
     weights = folder / "weights.safetensors"
     tensors = load_tensors(weights)
     heads = {name: tensor for name, tensor in tensors.items() if not name.startswith(_TRUNK)}
@@ -192,8 +195,3 @@ def load_guard_model(folder: Path, device: str = "auto") -> GuardModel:
         require_all(given, names, str(weights))
         if strange := sorted(given.keys() - set(names)):
             raise ModelError(f"{weights}: tensor '{strange[0]}' was not tuned by what model.json says")
-    where = next(model.trunk.parameters()).device
-    if adapted is not None:
-        adapted.merge_and_unload()
-        model.trunk.to(pick_dtype("auto", where))
-    return model.to(where)

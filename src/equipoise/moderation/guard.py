@@ -9,7 +9,7 @@ import torch
 from equipoise.errors import DataError, ModelError, near
 from equipoise.extras import require
 from equipoise.models.features import length_batches
-from equipoise.models.guard import GuardReader, Target, load_guard_model
+from equipoise.models.guard import GuardModel, GuardReader, Target, load_guard_model
 from equipoise.models.heads import GuardLogits
 from equipoise.models.windows import PairIds, TextPair, encode_all, pad_pairs, pool_windows
 from equipoise.moderation.calibration import Calibration, load_calibration
@@ -20,7 +20,7 @@ from equipoise.progress import bar
 from equipoise.protocols import RefusalVerdict, Verdict
 from equipoise.records import REFUSALS, Exchange, text_of
 
-Runtime = Literal["torch", "torch-bf16", "onnx", "onnx-int8"]
+Runtime = Literal["torch", "torch-bf16", "torch-compiled", "onnx", "onnx-int8"]
 """What computes a guard's logits, see `load_guard`."""
 
 
@@ -120,7 +120,8 @@ def load_guard(folder: str | Path, device: str = "auto", runtime: Runtime = "tor
         device: Where torch computes.
         runtime: What computes: torch, or on the CPU an ONNX graph, which is exported at first use. torch-bf16
             has the encoder in 16 bits, onnx-int8 its matrix products in eight; both are quicker, on
-            processors that compute in so few bits, and not quite the same.
+            processors that compute in so few bits, and not quite the same. torch-compiled is for
+            accelerators, where torch has 16 bits anyway: it takes a minute to load, and needs a C++ compiler.
     """
     folder = guard_folder(folder)
     return Guard(_load_reader(folder, device, runtime), load_calibration(folder), load_policies(folder))
@@ -134,6 +135,8 @@ def _load_reader(folder: Path, device: str, runtime: Runtime) -> GuardReader:
         model = load_guard_model(folder, device)
         if runtime == "torch-bf16":
             model.trunk.to(torch.bfloat16)  # the heads read what it gives in 32 bits
+        elif runtime == "torch-compiled":
+            _compile(model)
         return model
     if device not in ("auto", "cpu"):
         raise ModelError(f"device: runtime {runtime} computes on the CPU, got {device}; expected auto or cpu")
@@ -141,3 +144,19 @@ def _load_reader(folder: Path, device: str, runtime: Runtime) -> GuardReader:
     from equipoise.moderation.onnx import load_onnx_guard
 
     return load_onnx_guard(folder, int8=runtime == "onnx-int8")
+
+
+def _compile(model: GuardModel) -> None:
+    """Compile the encoder once for batches of any shape, now: the first request does not wait for it."""
+    from torch._dynamo.exc import TorchDynamoException  # a second to load
+
+    model.trunk.encoder.compile(dynamic=True)
+    texts = [TextPair("a", None), TextPair("some words", "and more of them"), TextPair("b", "c")]
+    pairs = [window for windows in encode_all(model.tokenizer, texts, 1) for window in windows]
+    try:
+        with torch.no_grad():
+            for count in (2, 3):
+                model(pad_pairs(pairs[:count]))
+    except TorchDynamoException as exc:
+        said = str(exc).strip().splitlines()[0]
+        raise ModelError(f"runtime torch-compiled: this encoder was not compiled here: {said}") from exc

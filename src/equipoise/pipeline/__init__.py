@@ -8,7 +8,7 @@
         with: {exchanges: [...], optim: {seed: "${settings.seed}"}}
     publish: {report.html: "${steps.report}/report.html"}
 
-`${builtin.exchanges}`, `.pairs` and `.prompts` are the files of the built-in corpus.
+`${builtin.exchanges}`, `.pairs`, `.prompts` and `.look_alikes` are the files of the built-in corpus.
 A finished step with the same inputs is skipped, a half-done one is resumed, and changed settings
 make new folders beside the old ones, so nothing that was done is lost.
 

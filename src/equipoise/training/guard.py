@@ -14,8 +14,9 @@ from equipoise.config import Config, InputPath, IsAside, ModelRef, TaxonomyRef
 from equipoise.data.io import read_exchanges, read_records
 from equipoise.lineage import Run, Step
 from equipoise.models.backbone import load_encoder
+from equipoise.models.checkpoints import load_card
 from equipoise.models.features import embed
-from equipoise.models.guard import GuardCard, GuardModel, adapt, take_heads, tuned_names
+from equipoise.models.guard import GuardCard, GuardModel, adapt, take_start, tuned_names
 from equipoise.models.windows import MAX_WINDOWS, encode_all
 from equipoise.records import Judgement, Prompt
 from equipoise.taxonomy import load_taxonomy
@@ -66,8 +67,9 @@ class GuardConfig(Config):
     others made once of every token (kept on disk meanwhile); lora: adapters in all layers; full: all
     weights. What is tuned has another learning rate and fewer epochs unless `optim` says so."""
     start: InputPath | None = None
-    """A guard of heads alone, on the same backbone, whose heads are the first ones here. An encoder that
-    learns under heads that already know their task keeps more of what it knew (Kumar et al. 2022)."""
+    """A guard on the same backbone to go on from. Of heads alone: an encoder that learns under heads that
+    already know their task keeps more of what it knew (Kumar et al. 2022). With tuned top layers: `tune:
+    frozen` keeps them and teaches the heads more, `tune: top` goes on with them too."""
     top_layers: int = Field(default=2, ge=1)
     """Layers that learn where `tune` is top."""
     lora_rank: int = Field(default=16, ge=1)
@@ -118,9 +120,11 @@ def train_guard(config: GuardConfig, run: Run) -> None:
     judgements = [record for path in config.judgements for record in read_records(path, Judgement)]
     run.licences |= {record.licence for record in (*exchanges, *prompts, *judgements)}
     texts, targets, kinds, contradicting = guard_rows(exchanges, taxonomy, prompts, judgements)
+    kept_layers = load_card(config.start, GuardCard).top_layers if config.start is not None else 0
     backbone = load_encoder(
         config.backbone,
-        dtype="auto" if config.tune == "frozen" else "float32",  # few bits are too few to learn in
+        # few bits are too few to learn in, and to keep what was learned
+        dtype="auto" if config.tune == "frozen" and not kept_layers else "float32",
         device=config.optim.device,
         depth=config.depth,
     )
@@ -131,7 +135,7 @@ def train_guard(config: GuardConfig, run: Run) -> None:
         depth=config.depth,
         hidden=config.hidden,
         dropout=config.dropout,
-        top_layers=config.top_layers if config.tune == "top" else 0,
+        top_layers={"top": config.top_layers, "frozen": kept_layers}.get(config.tune, 0),
         lora_rank=config.lora_rank if config.tune == "lora" else 0,
         max_windows=config.max_windows,
         targets=kinds,
@@ -152,10 +156,10 @@ def train_guard(config: GuardConfig, run: Run) -> None:
         adapt(backbone.model, config.lora_rank)
     model = GuardModel(card, backbone)
     if config.start is not None:
-        take_heads(model, config.start)
+        take_start(model, config.start)
     model.requires_grad_(config.tune == "full")
     model.heads.requires_grad_(True)
-    for name in tuned_names(model.trunk, card):
+    for name in tuned_names(model.trunk, card) if config.tune != "frozen" else ():
         model.trunk.get_parameter(name).requires_grad_(True)
     is_frozen, doubts = config.tune == "frozen", config.doubt_weight < 1
     features = embed(model.trunk, rows.windows, bf16=config.optim.bf16) if is_frozen or doubts else None
@@ -168,7 +172,7 @@ def train_guard(config: GuardConfig, run: Run) -> None:
         rows,
         balanced(targets, config.balance) if config.balance else targets,
         features=features if is_frozen else None,
-        top_layers=card.top_layers,
+        top_layers=0 if is_frozen else card.top_layers,
         scratch=run.scratch,
         prompts=[text.prompt for text in texts],
         bf16=config.optim.bf16,

@@ -1,6 +1,7 @@
 """The built-in corpus: written for this project, so that everything can be tried without a download.
 
-`exchanges` and `pairs` train and calibrate and have no prompt in common; `prompts` are for evaluation.
+`exchanges`, `pairs` and `look_alikes` train and calibrate; `prompts` are for evaluation. No prompt of one
+part stands in another.
 """
 
 from importlib import resources
@@ -14,6 +15,7 @@ PARTS: dict[str, type[Exchange] | type[Pair] | type[Prompt]] = {
     "exchanges": Exchange,
     "pairs": Pair,
     "prompts": Prompt,
+    "look_alikes": Prompt,
 }
 
 
@@ -25,7 +27,7 @@ def corpus_path(name: str) -> Path:
 
 
 def corpus(name: str) -> list[Exchange] | list[Pair] | list[Prompt]:
-    """Load a part of the corpus: `exchanges`, `pairs` or `prompts`."""
+    """Load a part of the corpus: `exchanges`, `pairs`, `prompts` or `look_alikes`."""
     path = corpus_path(name)
     kind = PARTS[name]
     return list(read_records(path, kind))  # type: ignore[return-value]

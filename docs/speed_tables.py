@@ -1,0 +1,95 @@
+"""The tables of the page on speed and memory, from `benchmarks/results/`."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
+
+Row = list[str]
+HEAD = ["what", "beside", "times as fast", "of its memory"]
+
+TRAININGS = (
+    ("preference", "pku", "DPO, all weights, PKU pairs"),
+    ("preference", "long", "DPO, all weights, long prompts"),
+    ("scorer", "pku", "reward and cost"),
+)
+PEERS = {
+    ("preference", "trl"): "TRL's DPOTrainer, batches of 8",
+    ("preference", "trl best"): "TRL at its best here: the reference computed before, batches of 1",
+    ("scorer", "trl"): "TRL's RewardTrainer, run twice",
+}
+OURS = {
+    "equipoise": "",
+    "equipoise top": ", upper half of the layers",
+    "equipoise bf16": ", bf16 on both sides",
+}
+
+
+def rows_of_speed() -> list[Row]:
+    """Every ratio that is measured, in the order of the page."""
+    return [*trainings(), *rollouts(), *roles(), *guard(), *copies()]
+
+
+def read(name: str) -> dict[str, Any]:
+    """A result, empty where there is none yet."""
+    path = RESULTS / f"{name}.json"
+    found: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    return found
+
+
+def times(found: dict[str, Any]) -> str:
+    """A ratio with the range of its rounds."""
+    low, high = found["range"]
+    return f"{found['median']:.2f}" + (f" ({low:.2f} to {high:.2f})" if low != high else "")
+
+
+def trainings() -> Iterator[Row]:
+    """Data tokens per processor second, over three epochs with the reference counted once."""
+    for name, texts, what in TRAININGS:
+        for ours, peers in read(name).get(texts, {}).get("compared", {}).items():
+            for peer, found in peers.items():
+                beside = PEERS[name, peer.removesuffix(" bf16")]
+                yield [
+                    what + OURS[ours],
+                    beside,
+                    times(found["times_per_cpu_second"]),
+                    f"{found['memory']['median']:.2f}",
+                ]
+
+
+def rollouts() -> Iterator[Row]:
+    """Real tokens per second."""
+    sides = read("rollout").get("sides", {})
+    for side, found in sides.items():
+        if side != "equipoise":
+            ours = sides["equipoise"]["tokens_per_second"] / found["tokens_per_second"]
+            yield ["rollout of 64 prompts, 4 responses each", f"`{side}`", f"{ours:.2f}", ""]
+
+
+def roles() -> Iterator[Row]:
+    """Peak memory of one step."""
+    found = read("roles_memory")
+    for peer, key in (("six models, trained whole", "of_six_full"), ("six models with LoRA", "of_six_lora")):
+        if key in found:
+            yield ["a step of constrained RL", peer, "", f"{found[key]:.2f}"]
+
+
+def guard() -> Iterator[Row]:
+    """Rows per second with the same weights."""
+    for name, found in read("guard_speed").get("runtimes", {}).items():
+        if not name.startswith("pipeline"):
+            low, high = found["times_pipeline_range"]
+            ratio = f"{found['times_pipeline']:.2f} ({low:.2f} to {high:.2f})"
+            yield [f"the guard, {name}", "transformers' `pipeline`, batches of 32", ratio, ""]
+
+
+def copies() -> Iterator[Row]:
+    """Near-copies among 200,000 rows."""
+    found = read("dedup").get("rows", {}).get("200000", {})
+    for peer in ("datasketch", "rensa"):
+        if found:
+            ratio = found[peer]["seconds"] / found["equipoise"]["seconds"]
+            memory = found["equipoise"]["peak_mib"] / found[peer]["peak_mib"]
+            yield ["near-copies among 200,000 rows", peer, f"{ratio:.1f}", f"{memory:.2f}"]

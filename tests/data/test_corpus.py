@@ -1,0 +1,87 @@
+"""The built-in corpus: what its parts hold, and that none of them gives away another."""
+
+import re
+from collections import Counter
+from itertools import combinations
+from typing import cast
+
+import pytest
+
+from equipoise.data.corpus import PARTS, corpus
+from equipoise.data.splits import normalise_prompt
+from equipoise.records import Prompt, text_of
+from equipoise.taxonomy import load_taxonomy
+
+
+def words_of(prompt: str) -> frozenset[str]:
+    return frozenset(re.findall(r"[\w']+", normalise_prompt(prompt)))
+
+
+def overlap(one: frozenset[str], other: frozenset[str]) -> float:
+    return len(one & other) / len(one | other)
+
+
+@pytest.fixture(scope="module")
+def look_alikes() -> list[Prompt]:
+    return cast(list[Prompt], corpus("look_alikes"))
+
+
+def test_look_alikes_are_mostly_harmless_and_even_over_their_kinds(look_alikes: list[Prompt]) -> None:
+    harmful = Counter(row.provenance["kind"] for row in look_alikes if row.is_harmful)
+    harmless = Counter(row.provenance["kind"] for row in look_alikes if row.is_harmful is False)
+    assert len(harmless) == 16
+    assert set(harmless.values()) == {30}
+    assert harmful == dict.fromkeys(harmless, 10)
+    lengths = sorted(len(text_of(row.prompt).split()) for row in look_alikes if not row.is_harmful)
+    assert lengths[0] >= 4
+    assert lengths[-1] <= 45
+
+
+def test_labels_of_look_alikes_agree_with_each_other(look_alikes: list[Prompt]) -> None:
+    for row in look_alikes:
+        harmful = row.is_harmful is True
+        assert bool(row.categories) is harmful, row.id
+        assert (row.severity in (1, 2, 3)) if harmful else row.severity == 0, row.id
+        assert (row.licence, row.label_origin) == ("Apache-2.0", "authors"), row.id
+    counts = Counter(name for row in look_alikes for name in row.categories or ())
+    assert set(counts) == set(load_taxonomy("pku19").names)
+    assert min(counts.values()) >= 8
+    assert {row.severity for row in look_alikes} == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("part", ["prompts", "look_alikes"])
+def test_twins_point_at_each_other_and_differ_in_harm(part: str) -> None:
+    rows = {row.id: row for row in cast(list[Prompt], corpus(part))}
+    assert len(rows) == len(corpus(part))
+    harmful = [row for row in rows.values() if row.is_harmful]
+    assert len({row.twin for row in harmful}) == len(harmful)
+    for row in rows.values():
+        if row.twin is None:
+            assert row.is_harmful is False, row.id
+            continue
+        twin = rows[row.twin]
+        assert (twin.twin, twin.is_harmful) == (row.id, not row.is_harmful), row.id
+        assert twin.provenance == row.provenance, row.id
+
+
+def test_no_prompt_of_one_part_stands_in_another() -> None:
+    prompts = {part: {normalise_prompt(text_of(row.prompt)) for row in corpus(part)} for part in PARTS}
+    for one, other in combinations(PARTS, 2):
+        assert not prompts[one] & prompts[other], (one, other)
+
+
+def test_no_look_alike_is_nearly_a_prompt_of_another_part(look_alikes: list[Prompt]) -> None:
+    others = [
+        words_of(text_of(row.prompt)) for part in PARTS if part != "look_alikes" for row in corpus(part)
+    ]
+    near = {
+        row.id: max(overlap(words_of(text_of(row.prompt)), other) for other in others) for row in look_alikes
+    }
+    assert [name for name, value in near.items() if value >= 0.7] == []
+
+
+def test_no_look_alike_is_nearly_another(look_alikes: list[Prompt]) -> None:
+    words = {row.id: words_of(text_of(row.prompt)) for row in look_alikes}
+    twins = {row.id: row.twin for row in look_alikes}
+    for one, other in combinations(words, 2):
+        assert overlap(words[one], words[other]) < (0.85 if twins[one] == other else 0.7), (one, other)
