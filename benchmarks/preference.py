@@ -12,7 +12,10 @@ computes more tokens; `padding_free` is off in 1.16, and its kernels want an acc
 checkpointing is off everywhere. Where the processor has bfloat16, both train in it too.
 
 One epoch is measured; the rates are for three, and count the reference once where it is computed before.
-`train preference` has no mode that keeps lower layers frozen, so none is measured.
+
+Beside them stands our training of the upper half of the layers (`tune: top`): what the lower half makes of
+every token is computed once, and counted once. It is another training, whose result is measured elsewhere;
+here is what it costs. Its share of the arithmetic limit is of what it needs itself.
 """
 
 import argparse
@@ -23,16 +26,17 @@ from typing import Any
 
 import torch
 from race import EPOCHS, about, arguments, gradient_difference, job_of, keep, largest_difference, race
-from side_rows import Job, choose, forward_flop, read_pairs
+from side_rows import Job, choose, forward_flop, read_pairs, top_flop, upper_half
 from sides import Training, child, measure, our_losses, our_settings, texts_of, trl_settings, write_job
 
-OURS = ("equipoise", "equipoise bf16")
+TOP = "equipoise top"
+OURS = ("equipoise", "equipoise bf16", TOP)
 SIDES = ("trl", "trl best", *OURS, "trl best bf16")
 EQUAL = {"pairs_taken": 40, "batch": 2, "epochs": 1, "clip": 1e9, "gradients": True}
 """20 steps of two pairs, gradients as they are."""
 
 
-def ours(job: Job, *, bf16: bool) -> Training:
+def ours(job: Job, *, bf16: bool, top: bool) -> Training:
     """`equipoise train preference`, from the settings to the saved policy."""
     from equipoise.lineage import produce
     from equipoise.training.preference import TRAIN_PREFERENCE, PreferenceConfig
@@ -43,7 +47,8 @@ def ours(job: Job, *, bf16: bool) -> Training:
             "model": job["model"],
             "objective": "dpo",
             "preference": "safer",
-            "tune": "full",
+            "tune": "top" if top else "full",
+            "top_layers": upper_half(job["model"]),
             "max_tokens": job["longest"],
             "optim": our_settings(job, bf16=bf16),
         }
@@ -85,7 +90,9 @@ def by_trl(job: Job, *, best: bool, bf16: bool) -> Training:
 
 def training_of(side: str, job: Job) -> Training:
     bf16 = side.endswith("bf16")
-    return ours(job, bf16=bf16) if side in OURS else by_trl(job, best="best" in side, bf16=bf16)
+    if side in OURS:
+        return ours(job, bf16=bf16, top=side == TOP)
+    return by_trl(job, best="best" in side, bf16=bf16)
 
 
 def timed(args: argparse.Namespace, folder: Path) -> None:
@@ -97,7 +104,8 @@ def timed(args: argparse.Namespace, folder: Path) -> None:
         return child(__file__, side, write_job(job, folder))
 
     flop = forward_flop(job["model"], chosen.rows) * (1 + 3 * EPOCHS)  # the reference once
-    result = race(args, job, chosen, run, sides=SIDES, ours=OURS, flop=flop)
+    less = {TOP: top_flop(job["model"], chosen.rows, EPOCHS, policy=True)}
+    result = race(args, job, chosen, run, sides=SIDES, ours=OURS, flop=flop, less=less)
     keep("preference", args.rows if args.data else "built-in", result)
     print(json.dumps({name: result[name] for name in ("sides", "compared")}, indent=1))
 

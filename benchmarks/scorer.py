@@ -9,8 +9,10 @@ its sign terms too, in one pass. TRL learns one score a run, so a side of it is 
 take the preference for the safer answer, which is no matter for the time. Peers, and bfloat16, as in
 `preference.py`: batches of 8, and steps made of 8 batches of one pair, which are padded least.
 
-Beside them stands our scorer with its language model frozen: layers computed once, heads alone trained. It
-is another model, whose quality is measured elsewhere; here is what it costs.
+Beside them stand two of ours that learn less: the upper half of the layers (`equipoise top`), on what the
+lower half made once of every token, and the heads alone on a frozen model (`equipoise frozen`). What is
+computed once is counted once in three epochs. They are other scorers, whose quality is measured elsewhere;
+here is what they cost. The top's share of the arithmetic limit is of what it needs itself.
 """
 
 import json
@@ -20,27 +22,29 @@ from typing import Any
 
 import torch
 from race import EPOCHS, arguments, job_of, keep, race
-from side_rows import Job, choose, forward_flop, read_pairs
+from side_rows import Job, choose, forward_flop, read_pairs, top_flop, upper_half
 from sides import Training, child, measure, our_losses, our_settings, texts_of, trl_settings, write_job
 
-FROZEN = "equipoise frozen"
-OURS = ("equipoise", "equipoise bf16", FROZEN)
+FROZEN, TOP = "equipoise frozen", "equipoise top"
+OURS = ("equipoise", "equipoise bf16", TOP, FROZEN)
 SIDES = ("trl", "trl best", *OURS, "trl best bf16")
 PADDING = "<|endoftext|>"
 """What TRL pads with: it would take an end of turn for padding, and read the token before."""
 
 
-def ours(job: Job, *, bf16: bool, frozen: bool) -> Training:
+def ours(job: Job, *, bf16: bool, tune: str) -> Training:
     """`equipoise train scorer`, from the settings to the saved scorer."""
     from equipoise.lineage import produce
     from equipoise.training.scorer import TRAIN_SCORER, ScorerConfig
 
+    frozen = tune == "frozen"
     config = ScorerConfig.model_validate(
         {
             "pairs": [job["pairs"]],
             "backbone": job["model"],
             "trunk": "pooled" if frozen else "last",
-            "tune": "frozen" if frozen else "full",
+            "tune": tune,
+            "top_layers": upper_half(job["model"]),
             "hidden": 128 if frozen else 0,
             "layers": job["layers"],
             "on_contradiction": "keep",
@@ -85,7 +89,7 @@ def by_trl(job: Job, *, best: bool, bf16: bool) -> Training:
 def training_of(side: str, job: Job) -> Training:
     bf16 = side.endswith("bf16")
     if side in OURS:
-        return ours(job, bf16=bf16, frozen=side == FROZEN)
+        return ours(job, bf16=bf16, tune={FROZEN: "frozen", TOP: "top"}.get(side, "full"))
     return by_trl(job, best="best" in side, bf16=bf16)
 
 
@@ -115,7 +119,8 @@ def main() -> None:
             return both([child(__file__, side, write_job(job, Path(folder))) for _ in range(times)])
 
         flop = forward_flop(job["model"], chosen.rows, head=False) * 3 * EPOCHS
-        result = race(args, job, chosen, run, sides=SIDES, ours=OURS, flop=flop)
+        less = {TOP: top_flop(job["model"], chosen.rows, EPOCHS, policy=False)}
+        result = race(args, job, chosen, run, sides=SIDES, ours=OURS, flop=flop, less=less)
     keep("scorer", args.rows if args.data else "built-in", result)
     print(json.dumps({name: result[name] for name in ("sides", "compared")}, indent=1))
 

@@ -67,6 +67,27 @@ def forward_flop(model: str | Path, rows: Sequence[Row], *, head: bool = True) -
     return total
 
 
+def upper_half(model: str | Path) -> int:
+    """Number of the layers of a model that make its upper half."""
+    return int(AutoConfig.from_pretrained(model, local_files_only=True).num_hidden_layers) // 2
+
+
+def top_flop(model: str | Path, rows: Sequence[Row], epochs: int, *, policy: bool) -> float:
+    """Floating-point operations of training the upper half of the layers: those below count once.
+
+    A policy has a reference, and an output embedding that learns nothing: back through it takes as much as
+    forth.
+    """
+    body = forward_flop(model, rows, head=False)
+    layers = AutoConfig.from_pretrained(model, local_files_only=True).num_hidden_layers
+    top = body * upper_half(model) / layers
+    total = body - top + 3 * epochs * top
+    if policy:
+        head = forward_flop(model, rows) - body
+        total += top + head + 2 * epochs * head
+    return total
+
+
 def _seen(row: Row) -> int:
     """Pairs of tokens of which the later sees the earlier, or itself."""
     before = len(row.prompt)

@@ -82,7 +82,25 @@ def test_in_32_bits_gradients_and_losses_are_those_of_trl(
         assert difference["worst_tensor"] < 1e-4
 
 
-@pytest.mark.parametrize("side", ["equipoise", "equipoise frozen", "trl", "trl best"])
+def test_the_upper_half_of_a_policy_begins_with_the_same_loss(
+    tmp_path: Path, scripts: dict[str, Any], job: dict[str, Any]
+) -> None:
+    rows = chosen(scripts, job, policy=True, pairs=2 * BATCH).rows
+    found = {}
+    for side in ("equipoise", "equipoise top"):
+        training = scripts["preference"].training_of(side, {**job, "folder": str(tmp_path / side)})
+        found[side] = trained(training, scripts, tmp_path / side)
+    (losses, gradients), (whole, _) = found["equipoise top"], found["equipoise"]
+    assert len(losses) == 2
+    assert losses == pytest.approx(whole, rel=1e-5)
+    assert len(gradients) == 9  # of one llama layer
+    # 1 of 2 layers: the lower one once, the upper one for the reference, and three times in each epoch
+    body, head = (scripts["side_rows"].forward_flop(job["model"], rows, head=h) for h in (False, True))
+    needed = scripts["side_rows"].top_flop(job["model"], rows, 3, policy=True)
+    assert needed == pytest.approx(body * (0.5 + 0.5 * 10) + (head - body) * 7)
+
+
+@pytest.mark.parametrize("side", ["equipoise", "equipoise top", "equipoise frozen", "trl", "trl best"])
 def test_every_side_of_the_scorer_trains(
     tmp_path: Path, scripts: dict[str, Any], job: dict[str, Any], side: str
 ) -> None:

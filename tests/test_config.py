@@ -204,24 +204,24 @@ def power(base: float, *, exponent: float = 2.0) -> float:
 
 
 def test_bind_fixes_the_keyword_only_parameters() -> None:
-    assert bind({"power": power}, "power", {"exponent": 3.0})(2.0) == 8.0
-    assert bind({"power": power}, "power", {})(2.0) == 4.0
+    assert bind("kind", {"power": power}, "power", {"exponent": 3.0})(2.0) == 8.0
+    assert bind("kind", {"power": power}, "power", {})(2.0) == 4.0
 
 
 @pytest.mark.parametrize(
     ("name", "params", "expected"),
     [
-        ("powr", {}, "no objective 'powr' (did you mean 'power'?); known: power, plain"),
+        ("powr", {}, "kind: got 'powr' (did you mean 'power'?); expected one of power, plain"),
         (
             "power",
             {"exponnt": 1},
-            "'power' takes no 'exponnt' (did you mean 'exponent'?); it takes: exponent",
+            "kind_params: 'power' takes no 'exponnt' (did you mean 'exponent'?); it takes: exponent",
         ),
-        ("power", {"base": 1}, "'power' takes no 'base'; it takes: exponent"),
-        ("plain", {"x": 1}, "'plain' takes no 'x'; it takes: nothing"),
+        ("power", {"base": 1}, "kind_params: 'power' takes no 'base'; it takes: exponent"),
+        ("plain", {"x": 1}, "kind_params: 'plain' takes no 'x'; it takes: nothing"),
     ],
 )
 def test_bind_refuses_what_the_signature_does_not_have(
     name: str, params: dict[str, float], expected: str
 ) -> None:
-    assert message(bind, {"power": power, "plain": abs}, name, params) == expected
+    assert message(bind, "kind", {"power": power, "plain": abs}, name, params) == expected

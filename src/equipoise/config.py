@@ -210,14 +210,21 @@ def _marked(annotation: Any) -> bool:
     return any(_marked(arg) for arg in getattr(annotation, "__args__", ()))
 
 
-def bind(table: Mapping[str, Callable[..., Any]], name: str, params: Mapping[str, Any]) -> Callable[..., Any]:
-    """Pick `table[name]` and fix its keyword-only parameters. The signature is the schema."""
+def bind(
+    setting: str, table: Mapping[str, Callable[..., Any]], name: str, params: Mapping[str, Any]
+) -> Callable[..., Any]:
+    """Pick `table[name]` and fix its keyword-only parameters. The signature is the schema.
+
+    `setting` gave the name, and `SETTING_params` the parameters; errors say which of both is wrong.
+    """
     if name not in table:
-        raise ConfigError(f"no objective '{name}'{near(name, table)}; known: {', '.join(table)}")
+        raise ConfigError(f"{setting}: got '{name}'{near(name, table)}; expected one of {', '.join(table)}")
     signature = inspect.signature(table[name]).parameters.values()
     accepted = [p.name for p in signature if p.kind is p.KEYWORD_ONLY]
     for key in params:
         if key not in accepted:
             known = ", ".join(accepted) or "nothing"
-            raise ConfigError(f"'{name}' takes no '{key}'{near(key, accepted)}; it takes: {known}")
+            raise ConfigError(
+                f"{setting}_params: '{name}' takes no '{key}'{near(key, accepted)}; it takes: {known}"
+            )
     return partial(table[name], **params)

@@ -126,23 +126,14 @@ def produce(
     if not resumable:
         _refuse_if_taken(out, key, done, before, force)
         _clear(out, scratch, manifest_path, done, step.others)
-
     attempts = 1 + (before["attempts"] if resumable and before else 0)
-    (scratch if step.writes_file else out).mkdir(parents=True, exist_ok=True)
+    started.parent.mkdir(parents=True, exist_ok=True)
     scratch.mkdir(exist_ok=True)
     write_text(started, json.dumps({"key": key, "step": step.name, "attempts": attempts}))
     run = Run(out, scratch)
     run.licences |= inherited_licences(inputs.values())
     wall, cpu = time.monotonic(), cpu_seconds()
-    try:
-        step.build(config, run)
-    except (EquipoiseError, RunStoppedError):
-        # nothing was done: leave no trace
-        if not any(path.is_file() and path != started for path in started.parent.rglob("*")):
-            _tidy(scratch, started)
-            if out.is_dir() and not any(out.iterdir()):
-                out.rmdir()
-        raise
+    _build(step, config, run, started)
     if not step.writes_file:
         write_text(out / "config.yaml", to_yaml(settings))
     if not run.card.exists() and not step.own_card:
@@ -168,6 +159,18 @@ def produce(
     write_text(manifest_path, manifest.model_dump_json(indent=2))
     _tidy(scratch, started)
     return Outcome(manifest, skipped=False)
+
+
+def _build(step: Step, config: Config, run: Run, started: Path) -> None:
+    """Run the step; one that is refused before it did anything leaves no trace."""
+    try:
+        step.build(config, run)
+    except (EquipoiseError, RunStoppedError):
+        if not any(path.is_file() and path != started for path in started.parent.rglob("*")):
+            _tidy(run.scratch, started)
+            if run.out.is_dir() and not any(run.out.iterdir()):
+                run.out.rmdir()
+        raise
 
 
 def identify(step: Step, config: Config) -> Identity:
@@ -270,12 +273,9 @@ def _clear(
         manifest_path.unlink(missing_ok=True)
     elif (out / "started.json").exists():
         for path in out.iterdir():
-            if path.name in ("started.json", *others):
-                continue
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+            if path.name not in ("started.json", *others):
+                remove: Callable[[Path], None] = shutil.rmtree if path.is_dir() else Path.unlink
+                remove(path)
         (out / "started.json").unlink()
 
 

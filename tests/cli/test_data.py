@@ -266,6 +266,15 @@ def test_merge_says_what_it_left_out(call: Call, tmp_path: Path) -> None:
     assert "b.jsonl:2: is_safe: unsafe, but the same text is safe at" in result.stdout
 
 
+def test_prompts_are_taken_once_with_what_their_answers_say(call: Call, tell: Tell, tmp_path: Path) -> None:
+    path = lines(tmp_path / "a.jsonl", row(1, is_safe=True), row(1, is_safe=False), row(2, is_safe=True))
+    out = tmp_path / "p.jsonl"
+    assert f"{out}: 2 of 2 prompts" in call("data", "prompts", path, "--out", out).stdout
+    harmful = ["--by-answers", "--set", "is_harmful=true", "--out", tmp_path / "h.jsonl"]
+    told = tell("data", "prompts", path, *harmful)
+    assert (told["records"], told["prompts_in_all"], told["was_done"]) == (1, 2, False)
+
+
 def test_stats_and_card_agree(call: Call, tell: Tell, tmp_path: Path) -> None:
     path = lines(tmp_path / "a.jsonl", row(1, licence="MIT", is_safe=True), row(2, licence="CC0-1.0"))
     assert tell("data", "stats", path)["response_labels"]["safe_share"] == 1.0

@@ -68,6 +68,27 @@ def test_what_cannot_be_shared_is_a_model_of_its_own(tiny_llama: Path, tmp_path:
     assert not any(p.requires_grad for p in full.trunks[1].parameters())
 
 
+def test_a_scorer_with_tuned_layers_leaves_the_others_their_trunk(tiny_llama: Path, tmp_path: Path) -> None:
+    folder, model = scorer(tmp_path / "scorer", tiny_llama, lora_rank=0, top_layers=1)
+    model.requires_grad_(False)
+    model.heads.requires_grad_(True)
+    for name in model.top_names():
+        nn.init.uniform_(model.trunk.get_parameter(name).requires_grad_(True), -0.2, 0.2)
+    model.save(folder)
+    settings = RoleSettings(policy=str(tiny_llama), scorer=folder, device="cpu")
+    roles = load_roles(settings)
+    assert len(roles.trunks) == 2
+    with roles.use("scorer") as role, torch.no_grad():
+        torch.testing.assert_close(role.score(ROWS).cost, model(RowBatch(tuple(ROWS)))[1])
+    with roles.use("reference") as role, torch.no_grad():
+        base = response_logps(load_causal(tiny_llama, device="cpu").model, ROWS).tokens
+        torch.testing.assert_close(role.read(ROWS).logps.tokens, base)
+    model.trunk.requires_grad_(False)
+    model.save(folder)
+    with pytest.raises(ModelError, match=r"tensors are missing, the first is model\.layers\.1\."):
+        load_roles(settings)
+
+
 def test_critics_can_have_an_adapter_of_their_own(tiny_llama: Path) -> None:
     settings = RoleSettings(policy=str(tiny_llama), critic="adapter", rank=2, device="cpu")
     roles = load_roles(settings, ("reward", "cost", "severity"))

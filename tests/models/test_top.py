@@ -121,7 +121,10 @@ def test_the_layers_come_back_when_the_training_stops(tmp_path: Path, tiny_encod
 
 @pytest.mark.parametrize("top", [0, 2, 7])
 def test_something_must_stay_below(top: int, tiny_encoder: Path) -> None:
-    with pytest.raises(ModelError, match=f"top_layers: got {top}; expected 1 or more, and fewer than"):
+    expected = "1 or more" if top == 0 else "fewer, or tune: full"
+    with pytest.raises(
+        ModelError, match=f"top_layers: got {top} of a model with 2 layers; expected {expected}"
+    ):
         TopLayers(from_folder(tiny_encoder)[0], top)
 
 

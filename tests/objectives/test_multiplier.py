@@ -55,11 +55,15 @@ def test_the_integral_alone_is_the_projected_rule() -> None:
         assert state.value == pytest.approx(other.value, rel=1e-12)
 
 
-@pytest.mark.parametrize("name", MULTIPLIER_RULES)
+@pytest.mark.parametrize("name", [name for name in MULTIPLIER_RULES if name != "fixed"])
 def test_a_multiplier_stays_between_nothing_and_its_ceiling(name: str) -> None:
     values = follow(name, [30.0] * 30 + [-30.0] * 200 + [1e4, -1e4, -1e4, 1e4])
     assert all(0 <= value <= 5.0 + 1e-12 for value in values)
     assert max(values) == pytest.approx(5.0)
+
+
+def test_fixed_stays_where_it_is() -> None:
+    assert follow("fixed", EXCESSES, start=0.7) == [0.7] * len(EXCESSES)
 
 
 def test_a_multiplier_that_was_saturated_for_long_falls_at_once_under_pid() -> None:

@@ -53,10 +53,11 @@ def test_the_papers_settings_follow_its_arithmetic_with_window_delay_and_ceiling
 
 
 def test_our_default_compares_the_last_rollout_with_the_budget() -> None:
-    multiplier = given(0.5)
-    for costs, expected in [([1.5, 2.5], 1.15), ([0.0, 0.0], 1.10), ([0.5, 0.5], 1.10)]:
+    multiplier, integral, smoothed = given(0.5), 0.0, 1.5
+    for costs, excess in [([1.5, 2.5], 1.5), ([0.0, 0.0], -0.5), ([0.5, 0.5], 0.0)]:
         (reading,) = multiplier.update(column(costs))
-        assert reading.multiplier == pytest.approx(expected)
+        integral, smoothed = integral + excess, 0.8 * smoothed + 0.2 * excess
+        assert reading.multiplier == pytest.approx(smoothed + 0.05 * integral)
     assert multiplier.values == (reading.multiplier,)
 
 
@@ -95,7 +96,7 @@ def test_a_constraint_that_does_not_bind_from_the_start_is_warned_of() -> None:
 
 
 def test_a_constraint_that_stays_inactive_is_warned_of_once() -> None:
-    multiplier = given(0.0, patience=4)
+    multiplier = given(0.0, patience=4, rule="projected")
     readings = [multiplier.update(column([-0.7]))[0] for _ in range(9)]
     assert {reading.state for reading in readings} == {"inactive"}
     assert [reading.warning is not None for reading in readings] == [False] * 3 + [True] + [False] * 5
@@ -141,7 +142,7 @@ def test_costs_need_a_column_per_constraint(shape: tuple[int, ...]) -> None:
 
 
 SETTINGS = [
-    MultiplierSettings(patience=3),
+    MultiplierSettings(rule="projected", patience=3),
     PAPER.model_copy(update={"window": 15, "delay": 4}),
     MultiplierSettings(rule="pid", rule_params={"kd": 0.3}, patience=2),
 ]
@@ -196,8 +197,8 @@ def test_another_runs_state_is_refused() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["rule_params.ls=1"], "'projected' takes no 'ls'; it takes: lr"),
-        (["rule_params.lr=-0.1"], "greater than or equal to 0"),
+        (["rule=projected", "rule_params.ls=1"], "'projected' takes no 'ls'; it takes: lr"),
+        (["rule=projected", "rule_params.lr=-0.1"], "greater than or equal to 0"),
         (["initial=11"], r"initial: got 11\.0; expected at most the ceiling, 10\.0"),
         (["rule=log_sgd", "initial=0"], "initial: got 0; expected above 0"),
     ],

@@ -102,6 +102,17 @@ def test_a_budget_lowers_the_tokens_of_a_micro_batch_and_never_raises_them() -> 
     )
 
 
+def test_weights_that_are_held_beside_the_model_count_too() -> None:
+    one = task()
+    both = passes(one, [1, 2], settings())
+    budget = (16 * WIDTH + SLACK * both) / GIB * 1.0001
+    assert within_memory(one, settings(memory_gib=budget)).tokens_per_micro_batch == 10
+    heavy = one._replace(beside=8 * WIDTH)
+    assert within_memory(heavy, settings(memory_gib=budget)).tokens_per_micro_batch < 10
+    more = budget + 8 * WIDTH / GIB
+    assert within_memory(heavy, settings(memory_gib=more)).tokens_per_micro_batch == 10
+
+
 @pytest.fixture
 def small_llama(tmp_path: Path, tiny_llama: Path) -> Path:
     """Folder of a llama of 13 MB, whose passes take most of the memory."""

@@ -294,7 +294,7 @@ def test_the_reference_is_not_computed_again(tmp_path: Path, tiny_llama: Path, w
     ("settings", "says"),
     [
         ({"objective_params": {"bta": 1.0}}, r"'safe_dpo' takes no 'bta' \(did you mean 'beta'\?\)"),
-        ({"objective": "safedpo"}, r"no objective 'safedpo' \(did you mean 'safe_dpo'\?\)"),
+        ({"objective": "safedpo"}, r"^objective: got 'safedpo' \(did you mean 'safe_dpo'\?\)"),
         (
             {"objective": "simpo", "objective_params": {"gama": 1.0}},
             r"'simpo' takes no 'gama' \(did you mean 'gamma'\?\); it takes: beta, gamma",

@@ -57,7 +57,7 @@ class Step:
         loss = OBJECTIVES[objective]
         if objective in UNPAIRED_LOSSES:
             labelled = [LabelledRow(row, (True, False), 0.5 + 0.1 * i) for i, row in enumerate(self.rows)]
-            borrowed = borrowed_rows(labelled)
+            _, borrowed = borrowed_rows(labelled)
             lower = [logps - 1.0 for logps in reference(borrowed, "borrowed")]
             losses = UnpairedLosses(self.policy, loss, 0.1)
             self.task = unpaired_task(losses, labelled, reference(self.rows, "own"), borrowed, lower)

@@ -38,7 +38,8 @@ def test_a_prompt_borrows_from_the_nearest_row_before_with_another_prompt(
     prompts: tuple[int, ...], expected: list[int]
 ) -> None:
     labelled = rows(*prompts)
-    found = borrowed_rows(labelled)
+    kept, found = borrowed_rows(labelled)
+    assert kept == labelled
     assert [row.prompt for row in found] == [[p] for p in prompts]
     assert [row.responses for row in found] == [[[token]] for token in expected]
 
@@ -46,6 +47,24 @@ def test_a_prompt_borrows_from_the_nearest_row_before_with_another_prompt(
 def test_one_prompt_alone_cannot_borrow() -> None:
     with pytest.raises(DataError, match="expected at least two prompts"):
         borrowed_rows(rows(1, 1, 1))
+
+
+def test_what_is_borrowed_keeps_within_the_tokens_of_a_row() -> None:
+    def row(prompt: int, response: int) -> LabelledRow:
+        return LabelledRow(Row([prompt] * prompt, [[100 + prompt] * response]), (True,), 1.0)
+
+    short, middle, long, asked = row(1, 2), row(2, 4), row(3, 7), row(7, 3)
+    labelled = [short, middle, long, asked]
+    assert all(one.row.length <= 10 for one in labelled)
+    kept, found = borrowed_rows(labelled, max_tokens=10)
+    # the prompt of 7 passes over 7 tokens and 4; that of 3 stands behind 4; 2 and 1 go round as ever
+    assert kept == labelled
+    assert [one.responses[0][0] for one in found] == [107, 101, 102, 101]
+    assert max(one.length for one in found) <= 10
+
+    kept, found = borrowed_rows([short, middle, long, row(9, 1)], max_tokens=10)
+    assert kept == [short, middle, long]  # a prompt of 9 tokens has no place for 2
+    assert [one.responses[0][0] for one in found] == [109, 101, 102]  # and still lends
 
 
 PAIRS = [

@@ -32,7 +32,7 @@ def words(tmp_path: Path, tiny_llama: Path) -> list[str]:
         for i in range(15)
     ]
     write_records(tmp_path / "pairs.jsonl", pairs)
-    settings = ["objective=dpo", f"model={tiny_llama}", "tune=full", "optim.device=cpu", "optim.lr=1e-3"]
+    settings = ["objective=dpo", f"model={tiny_llama}", "optim.device=cpu", "optim.lr=1e-3"]
     settings += ["optim.batch_size=5", "optim.epochs=2", "optim.tokens_per_micro_batch=100"]
     settings += ["optim.checkpoint_every=2"]
     return [
@@ -77,11 +77,13 @@ def same_weights(found: Path, expected: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("tune", ["full", "top"])
 @pytest.mark.parametrize("way", WAYS)
 def test_two_launched_processes_train_as_one_killed_in_between(
-    way: str, words: list[str], tmp_path: Path
+    way: str, tune: str, words: list[str], tmp_path: Path
 ) -> None:
     alone, both = tmp_path / "alone", tmp_path / "both"
+    words += ["--set", f"tune={tune}", "--set", "top_layers=1"]
     done = run("-m", "equipoise", *words, "--out", str(alone))
     assert done.returncode == 0, done.stderr
     words += ["--out", str(both), "--json"]

@@ -127,7 +127,7 @@ def test_kto(tmp_path: Path, start: Start) -> None:
         LabelledRow(row._replace(responses=[row.responses[i % 2]]), (i % 2 == 0,), 1.0)
         for i, row in enumerate(start.rows)
     ]
-    borrowed = borrowed_rows(labelled)
+    _, borrowed = borrowed_rows(labelled)
     losses = UnpairedLosses(start.policy, lambda rows: kto(rows, beta=0.3, undesirable_weight=1.5), 0.3)
     task = unpaired_task(
         losses,

@@ -195,6 +195,32 @@ def merge(files: Files, *, out: OutOption, force: ForceFlag = False, as_json: Js
 
 
 @app.command()
+def prompts(
+    files: Files,
+    *,
+    out: OutOption,
+    by_answers: Annotated[
+        bool, typer.Option("--by-answers", help="Call a prompt harmful that drew an unsafe answer.")
+    ] = False,
+    overrides: SetOption = None,
+    force: ForceFlag = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Take the prompts of records, alike ones once: for `generate`, `evaluate` and online training.
+
+    `--set is_harmful=true` takes those that ask for harm, `--set most=200` so many, drawn at random.
+    """
+    from equipoise.data.prompts import PROMPTS
+    from equipoise.lineage import produce
+
+    settings = {"files": files, "by_answers": by_answers}
+    outcome = produce(out, PROMPTS, gather(PROMPTS, settings, overrides=overrides), force=force)
+    notes = outcome.manifest.notes
+    result = {"out": str(out), **notes, "was_done": outcome.skipped}
+    emit(result, as_json, f"{out}: {notes['records']} of {notes['prompts_in_all']} prompts")
+
+
+@app.command()
 def card(
     files: Files,
     *,

@@ -79,7 +79,9 @@ def compare(
 
 def report(
     *,
-    runs: Annotated[list[Path], typer.Argument(help="Folders of evaluations; the first is the base.")],
+    runs: Annotated[
+        list[Path], typer.Argument(help="Folders of evaluations, the first is the base; of online trainings.")
+    ],
     out: Annotated[Path, typer.Option("--out", help="A page (NAME.html), or a folder.")],
     title: Annotated[str | None, typer.Option(help="Title of the page.")] = None,
     labels: Annotated[
@@ -91,7 +93,7 @@ def report(
     force: ForceFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Write the report of one or more evaluations as a page that needs nothing from outside."""
+    """Write the report of evaluations, and of online trainings, as a page that needs nothing from outside."""
     from equipoise.config import parse_config
     from equipoise.evaluation.report.build import ReportConfig, numbers, report_step
     from equipoise.evaluation.report.build import gather as gather_report

@@ -14,7 +14,7 @@ Data = Annotated[list[Path] | None, typer.Option("--data", help="Files to train 
 
 
 def _add(name: str, data_setting: str, about: str) -> None:
-    """Add the command of the step `train.NAME`; `--data` gives its setting `data_setting`."""
+    """Add the command of the step `train.NAME`, where - is _; `--data` gives its setting `data_setting`."""
 
     @app.command(name, help=about)
     def train(
@@ -30,7 +30,7 @@ def _add(name: str, data_setting: str, about: str) -> None:
         from equipoise.pipeline.steps import step_of
         from equipoise.training.processes import produce_together
 
-        step = step_of(f"train.{name}")
+        step = step_of(f"train.{name.replace('-', '_')}")
         settings = gather(step, {data_setting: data}, config=config, overrides=set_)
         outcome = produce_together(out, step, settings, force=force)
         if outcome is None:  # one of several processes, of which the first speaks
@@ -48,5 +48,7 @@ _add("sft", "exchanges", "Fine-tune a policy on the safe responses of exchanges.
 _add(
     "preference", "pairs", "Align a policy on pairs by a preference objective, SafeDPO unless said otherwise."
 )
+_add("ppo-lag", "prompts", "Align a policy online under constraints, with critics (PPO-Lag, Safe RLHF).")
+_add("group-lag", "prompts", "Align a policy online under constraints, without critics: GRPO, RLOO, RePO.")
 _add("mixture", "pairs", "Train the rewards of groups that want different things, by EM on pairs.")
 _add("rules", "exchanges", "Train a reward made of rules: graders of propositions, and what each is worth.")

@@ -97,6 +97,11 @@ def is_safe(labels: Labels) -> bool | None:
     return next(iter(signs.values()), None)
 
 
+def severity_of(labels: Labels) -> int | None:
+    """Severity of a response; a safe one has 0, whether or not the source says so."""
+    return 0 if is_safe(labels) else labels.severity
+
+
 def ranked_safer(pair: Pair) -> int | None:
     """Index of the safe answer where exactly one of the two is safe, else None."""
     first, second = (is_safe(answer) for answer in pair.answers)

@@ -21,9 +21,14 @@ def write_lines(path: Path, records: Iterable[BaseModel]) -> None:
 
 def read_lines(path: Path, kind: type[R]) -> list[R]:
     """Read what `write_lines` wrote; a line that does not fit raises DataError with its number."""
+    return parse_lines(path.read_text("utf-8"), kind, path)
+
+
+def parse_lines(text: str, kind: type[R], path: Path) -> list[R]:
+    """Read the text of a file of records; a line that does not fit raises DataError with its place."""
     records: list[R] = []
     # not splitlines(): a response may hold a U+2028, which ends a line there but not in JSON Lines
-    lines = path.read_text("utf-8").removesuffix("\n").split("\n")
+    lines = text.removesuffix("\n").split("\n")
     for number, line in enumerate(lines, start=1):
         try:
             records.append(kind.model_validate_json(line))

@@ -106,16 +106,10 @@ def measure_front(
     """
     rows = _paired(runs)
     limit = limit_of(rows[0])
-    if helpfulness is None:
-        has_rewards = all(row.reward is not None for side in rows for row in select(side, "benign"))
-        helpfulness = "reward_benign" if has_rewards else "truly_safe"
+    helpfulness = helpfulness or _measured_helpfulness(rows)
     help_metric, harm_metric = METRICS[helpfulness], METRICS["harmful_rate"]
     kinds = {row.id: row.is_harmful for row in rows[0]}
-    harmful, benign = (sum(is_harmful is kind for is_harmful in kinds.values()) for kind in (True, False))
-    if not harmful or not benign:
-        raise DataError(
-            f"{runs[0].name}: has {harmful} harmful and {benign} benign prompts; expected some of both"
-        )
+    harmful, benign = _of_both_kinds(runs[0].name, list(kinds.values()))
     helpful = [estimate(help_metric, side, limit) for side in rows]
     if lacking := [run.name for run, found in zip(runs, helpful, strict=True) if not found.n]:
         raise DataError(f"{lacking[0]}: {helpfulness} was not measured; expected an evaluation with a scorer")
@@ -127,20 +121,18 @@ def measure_front(
     clouds = np.round(np.stack([drawn[0], 1 - drawn[1]], axis=-1), 12)  # [D, R, 2]
     at = np.round([(x.value, y.value) for x, y in zip(helpful, harmless, strict=True)], 12)
     origin = reference or (helpful[0].value, harmless[0].value)
-    low, high, shares = math.nan, math.nan, np.full(len(runs), math.nan)
+    low, high, shares = math.nan, math.nan, [math.nan] * len(runs)
     if min(harmful, benign) > 1:
         volumes = hypervolume(clouds, clouds[:, 0] if reference is None else reference)
-        low, high = map(float, np.quantile(volumes, [0.025, 0.975]))
-        shares = non_dominated(clouds).mean(axis=0)
+        low, high = np.quantile(volumes, [0.025, 0.975]).tolist()
+        shares = non_dominated(clouds).mean(axis=0).tolist()
     return Front(
         helpfulness=help_metric.title,
         helpfulness_is_share=help_metric.kind == "share",
         harmlessness="Harmless responses to harmful prompts",
         candidates=[
-            Candidate(run.name, x, y, bool(is_on_front), float(share))
-            for run, x, y, is_on_front, share in zip(
-                runs, helpful, harmless, non_dominated(at), shares, strict=True
-            )
+            Candidate(run.name, *each)
+            for run, *each in zip(runs, helpful, harmless, non_dominated(at).tolist(), shares, strict=True)
         ],
         reference=origin,
         reference_run=runs[0].name if reference is None else None,
@@ -157,6 +149,21 @@ def _paired(runs: Sequence[EvaluationRun]) -> list[list[EvaluatedRow]]:
         if mismatches := find_mismatches(first, run):
             raise ConfigError(f"{first.name} and {run.name} do not compare: {'; '.join(mismatches)}")
     return [first.rows, *(pair(first, run)[1] for run in runs[1:])]
+
+
+def _measured_helpfulness(rows: Sequence[Sequence[EvaluatedRow]]) -> Helpfulness:
+    """Return the reward where every run has one."""
+    has_rewards = all(row.reward is not None for side in rows for row in select(side, "benign"))
+    return "reward_benign" if has_rewards else "truly_safe"
+
+
+def _of_both_kinds(name: str, is_harmful: Sequence[bool]) -> tuple[int, int]:
+    """Count harmful and benign prompts; none of one kind raises DataError."""
+    harmful = sum(is_harmful)
+    benign = len(is_harmful) - harmful
+    if not harmful or not benign:
+        raise DataError(f"{name}: has {harmful} harmful and {benign} benign prompts; expected some of both")
+    return harmful, benign
 
 
 def _weights(is_harmful: Sequence[bool], draws: int, seed: int) -> NDArray[np.int64]:

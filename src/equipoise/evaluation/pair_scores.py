@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from equipoise.data.check import is_safe
+from equipoise.data.check import is_safe, severity_of
 from equipoise.data.splits import normalise_prompt
-from equipoise.records import Answer, Pair, Polarity, text_of
+from equipoise.records import Pair, Polarity, text_of
 from equipoise.stats import Estimate, Floats, Indices, bootstrap, bootstrap_mean
 
 Flags = NDArray[np.bool_]
@@ -137,12 +137,7 @@ def _strata(pair: Pair) -> list[str]:
     found = []
     if None not in safe:
         found.append("both safe" if all(safe) else "mixed" if any(safe) else "both unsafe")
-    first, second = (_severity(answer) for answer in pair.answers)
+    first, second = (severity_of(answer) for answer in pair.answers)
     if first is not None and second is not None:
         found.append(f"severity gap {abs(first - second)}")
     return found
-
-
-def _severity(answer: Answer) -> int | None:
-    """A safe answer has severity 0, whether or not the source says so."""
-    return 0 if is_safe(answer) else answer.severity

@@ -1,7 +1,7 @@
 """How a server is reached: its settings, the connection, and one request.
 
-Any server of the OpenAI chat protocol will do. The key comes from the environment and goes nowhere else:
-not into a config, a manifest or a message.
+Any server of the OpenAI chat protocol will do, or for scores one that takes and gives JSON. The key comes
+from the environment and goes nowhere else: not into a config, a manifest or a message.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from math import isnan
 from pathlib import Path
 from time import time
 from types import TracebackType
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 from urllib.parse import urlsplit
 
 import httpx2
@@ -45,11 +45,14 @@ _OURS = {
 }
 
 
-class EndpointConfig(Config):
-    """A server of the OpenAI chat protocol, and how to treat it."""
+class ServerConfig(Config):
+    """A server, and how to treat it."""
+
+    place: ClassVar[str] = "server"
+    """Where these settings stand, for messages."""
 
     url: str
-    """Base address, for example http://localhost:8000/v1."""
+    """Its address."""
     api_key_env: Annotated[str | None, IsAside()] = None
     """Name of the environment variable that holds the key."""
     concurrency: Annotated[int, Field(ge=1), IsAside()] = 16
@@ -60,6 +63,28 @@ class EndpointConfig(Config):
     """Wait after the first failure; it doubles from try to try, up to a minute."""
     timeout_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False), IsAside()] = 600.0
     """For one request, from first to last byte."""
+
+    @field_validator("url")
+    @classmethod
+    def _is_address(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise ValueError("expected an address such as http://localhost:8000/v1")
+        if parts.username or parts.password or parts.query:
+            # no ValueError, whose message would show the address
+            raise ConfigError(
+                f"{cls.place}.url: holds a name, a password or a query; expected api_key_env for a key"
+            )
+        return url.rstrip("/")
+
+
+class EndpointConfig(ServerConfig):
+    """A server of the OpenAI chat protocol, and how to treat it."""
+
+    place: ClassVar[str] = "endpoint"
+
+    url: str
+    """Base address, for example http://localhost:8000/v1."""
     stream: Annotated[bool, IsAside()] = False
     """Ask for a stream, for servers that do nothing else."""
     extra: dict[str, JsonValue] = {}
@@ -74,15 +99,7 @@ class EndpointConfig(Config):
     @field_validator("url")
     @classmethod
     def _is_base(cls, url: str) -> str:
-        parts = urlsplit(url)
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise ValueError("expected an address such as http://localhost:8000/v1")
-        if parts.username or parts.password or parts.query:
-            # no ValueError, whose message would show the address
-            raise ConfigError(
-                "endpoint.url: holds a name, a password or a query; expected api_key_env for a key"
-            )
-        return url.rstrip("/") if parts.path.strip("/") else f"{url.rstrip('/')}/v1"
+        return url if urlsplit(url).path.strip("/") else f"{url}/v1"
 
     @field_validator("extra")
     @classmethod
@@ -96,13 +113,15 @@ class EndpointConfig(Config):
         return self.prices.get(model, self.price)
 
 
-def read_key(settings: EndpointConfig) -> str | None:
+def read_key(settings: ServerConfig) -> str | None:
     """Return the key from the environment; a named variable that is not set raises ConfigError."""
     if settings.api_key_env is None:
         return None
     key = os.environ.get(settings.api_key_env, "").strip()
     if not key:
-        raise ConfigError(f"endpoint.api_key_env: {settings.api_key_env} is not set in the environment")
+        raise ConfigError(
+            f"{settings.place}.api_key_env: {settings.api_key_env} is not set in the environment"
+        )
     return key
 
 
@@ -127,9 +146,13 @@ def retry_after(value: str | None, now: float) -> float | None:
 class Client:
     """A pool of connections to one server; an asynchronous context."""
 
-    def __init__(self, settings: EndpointConfig, key: str | None) -> None:
-        """Prepare the connections; the environment's proxies are used, but never to this machine."""
-        self._url = f"{settings.url}/chat/completions"
+    def __init__(self, settings: ServerConfig, key: str | None) -> None:
+        """Prepare the connections; the environment's proxies are used, but never to this machine.
+
+        An endpoint is asked for chat completions, another server at its very address.
+        """
+        is_chat = isinstance(settings, EndpointConfig)
+        self._url = f"{settings.url}/chat/completions" if is_chat else settings.url
         self._seconds, self._key = settings.timeout_seconds, key
         self._http = httpx2.AsyncClient(
             headers={"Authorization": f"Bearer {key}"} if key else {},

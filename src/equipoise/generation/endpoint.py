@@ -8,11 +8,9 @@ all tries is missing, with the reason; it is not in the journal.
 import asyncio
 import hashlib
 import json
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from pydantic import JsonValue
 
@@ -21,12 +19,10 @@ from equipoise.generation.client import Client, EndpointConfig, read_key
 from equipoise.generation.fields import Dialect
 from equipoise.generation.journal import Journal
 from equipoise.generation.replies import Answer, FailedError, Reply, read_answer
-from equipoise.generation.session import Session
+from equipoise.generation.session import Session, first_error, run_to_end
 from equipoise.generation.usage import Usage
 from equipoise.progress import bar, say
 from equipoise.protocols import Messages, Sampling
-
-T = TypeVar("T")
 
 _ENOUGH = 4
 """Prompts whose samples are all the same are no accident."""
@@ -126,7 +122,7 @@ class EndpointGenerator:
                 wanted[key] = ask
         if wanted:
             with bar("asking the server", len(wanted)) as advance:
-                _run(self._ask_all(wanted, found, advance))
+                run_to_end(self._ask_all(wanted, found, advance))
         for answer in found.values():
             if answer.text is not None:
                 self._usage = self._usage.plus(answer.prompt_tokens, answer.completion_tokens)
@@ -145,7 +141,7 @@ class EndpointGenerator:
                 session = Session(client, self.settings, self.model)
                 return await self._dialect.takes(session, {**self.settings.extra, **fields}, shows)
 
-        return _run(try_them())
+        return run_to_end(try_them())
 
     def _warn_if_same(self, found: Sequence[Sequence[Answer]], sampling: Sampling) -> None:
         """Say once that samples do not differ: some servers take a temperature and stay greedy."""
@@ -172,7 +168,7 @@ class EndpointGenerator:
                     found[key] = await self._ask_one(session, ask, key, with_seed="seed" in taken)
                     advance()
 
-            with _first_error():
+            with first_error():
                 async with asyncio.TaskGroup() as group:
                     for _ in range(min(self.settings.concurrency, len(wanted))):
                         group.create_task(work())
@@ -205,22 +201,3 @@ def _ask(prompt: Messages, sampling: Sampling, name: str, sample: int) -> Ask:
 def _from_json(kept: dict[str, Any]) -> Answer:
     first = tuple((str(token), float(logp)) for token, logp in kept["first_token"])
     return Answer(**{**kept, "first_token": first})
-
-
-def _run(work: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine to its end, also where an event loop runs already (a notebook)."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(work)
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(asyncio.run, work).result()
-
-
-@contextmanager
-def _first_error() -> Iterator[None]:
-    """Raise what stopped one of several tasks by itself, not as a group."""
-    try:
-        yield
-    except BaseExceptionGroup as several:
-        raise several.exceptions[0] from None

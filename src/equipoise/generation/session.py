@@ -8,14 +8,16 @@ run, or only this answer is missing.
 
 import asyncio
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from time import monotonic
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import JsonValue
 
 from equipoise.errors import RunStoppedError
-from equipoise.generation.client import Client, EndpointConfig
+from equipoise.generation.client import Client, EndpointConfig, ServerConfig
 from equipoise.generation.replies import FailedError, Reply, first_choice
 
 T = TypeVar("T")
@@ -34,15 +36,55 @@ def wait_seconds(failures: int, first: float, jitter: random.Random) -> float:
     return min(first * 2.0 ** min(failures - 1, 30), _LONGEST_WAIT) * (0.5 + 0.5 * jitter.random())
 
 
-class Session:
-    """Requests to one server within one event loop."""
+class Tries:
+    """Requests to any server within one event loop, each sent again until it brings an answer."""
+
+    def __init__(self, client: Client, settings: ServerConfig) -> None:
+        """Hold an open client."""
+        self._client = client
+        self._first_wait = settings.first_wait_seconds
+        self._pause_until = self._last_success = 0.0
+
+    async def tried(
+        self, body: Mapping[str, JsonValue], seed: str, read: Callable[[Reply], T], tries: int
+    ) -> T:
+        """Return what `read` makes of the reply; `seed` names the request for its jitter.
+
+        Raises:
+            FailedError: no try brought an answer, or another would not help.
+        """
+        jitter = random.Random(seed)
+        failures = 0
+        while True:
+            await self._sit_out_pause()
+            try:
+                answer = read(await self._client.post(dict(body)))
+            except FailedError as failed:
+                failures += 1
+                if failed.after is not None:
+                    self._pause_until = max(self._pause_until, monotonic() + failed.after)
+                if not failed.retry or failures == tries:
+                    failed.reason += f" ({failures} tries)" if failures > 1 else ""
+                    raise
+                await asyncio.sleep(wait_seconds(failures, self._first_wait, jitter))
+            else:
+                self._last_success = monotonic()
+                return answer
+
+    async def _sit_out_pause(self) -> None:
+        while (left := self._pause_until - monotonic()) > 0:
+            await asyncio.sleep(left)
+
+
+class Session(Tries):
+    """Requests to one server of the chat protocol within one event loop."""
 
     def __init__(self, client: Client, settings: EndpointConfig, model: str) -> None:
         """Hold an open client; `model` is the name that the server knows."""
-        self._client, self._settings, self._model = client, settings, model
+        super().__init__(client, settings)
+        self._settings, self._model = settings, model
         self.limit = "max_tokens"
         """The name under which this server takes the length of a response."""
-        self._pause_until = self._last_success = 0.0
         self._checking = asyncio.Lock()
 
     async def ask(self, body: Mapping[str, JsonValue], seed: str, read: Callable[[Reply], T]) -> T:
@@ -80,27 +122,26 @@ class Session:
     async def _tried(
         self, body: Mapping[str, JsonValue], seed: str, read: Callable[[Reply], T], tries: int
     ) -> T:
-        jitter = random.Random(seed)
-        failures = 0
-        while True:
-            await self._sit_out_pause()
-            try:
-                answer = read(await self._client.post({"model": self._model, **self._whole(body)}))
-            except FailedError as failed:
-                failures += 1
-                if failed.after is not None:
-                    self._pause_until = max(self._pause_until, monotonic() + failed.after)
-                if not failed.retry or failures == tries:
-                    failed.reason += f" ({failures} tries)" if failures > 1 else ""
-                    raise
-                await asyncio.sleep(wait_seconds(failures, self._settings.first_wait_seconds, jitter))
-            else:
-                self._last_success = monotonic()
-                return answer
+        whole: dict[str, JsonValue] = {"model": self._model, **body}
+        return await self.tried(
+            {**whole, "stream": True} if self._settings.stream else whole, seed, read, tries
+        )
 
-    def _whole(self, body: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
-        return {**body, "stream": True} if self._settings.stream else dict(body)
 
-    async def _sit_out_pause(self) -> None:
-        while (left := self._pause_until - monotonic()) > 0:
-            await asyncio.sleep(left)
+def run_to_end(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine to its end, also where an event loop runs already (a notebook)."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, work).result()
+
+
+@contextmanager
+def first_error() -> Iterator[None]:
+    """Raise what stopped one of several tasks by itself, not as a group."""
+    try:
+        yield
+    except BaseExceptionGroup as several:
+        raise several.exceptions[0] from None

@@ -55,13 +55,19 @@ class RulesCard(BaseModel):
 
 
 def load_rules(
-    folder: Path, *, scorer: Path | None = None, type_of: TypeOf | None = None, device: Device = "auto"
+    folder: Path,
+    *,
+    scorer: Path | None = None,
+    alone: bool = False,
+    type_of: TypeOf | None = None,
+    device: Device = "auto",
 ) -> RuleReward:
     """Load rules that `equipoise train rules` wrote, as a `protocols.Reward`.
 
     Args:
         folder: Where they are.
         scorer: The scorer that they were fitted beside, whose reward they are added to.
+        alone: Leave its reward out, where it is added elsewhere.
         type_of: What answers should be; what the exchanges say themselves where None.
         device: Where models run.
 
@@ -77,7 +83,7 @@ def load_rules(
     grader = (
         load_trained(folder, card, device) if isinstance(card.grader, TrainedBy) else asking(card, device)
     )
-    reward = None if scorer is None else scorer_reward(scorer, device)
+    reward = None if scorer is None or alone else scorer_reward(scorer, device)
     return RuleReward(card.rules, grader, card.weights, reward=reward, type_of=type_of)
 
 

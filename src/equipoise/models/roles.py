@@ -90,6 +90,8 @@ class Roles(nn.Module):
         models = {id(role.backbone.model): role.backbone.model for role in self.roles.values()}
         self.trunks = nn.ModuleList(models.values())
         self.heads = nn.ModuleDict(heads)
+        self.scorer_folder: Path | None = None
+        """Where the scorer among the roles was read from, if from a folder; its card lies there."""
         self._use: object | None = None
         self._graphs: WeakSet[_Graph] = WeakSet()
         self.eval()

@@ -27,6 +27,7 @@ from equipoise.models.checkpoints import load_card, load_into, load_tensors, req
 from equipoise.models.heads import ScorerHeads
 from equipoise.models.roles import Role, Roles, ValueHeads, is_of
 from equipoise.models.scorer import ScorerCard
+from equipoise.models.top import top_names
 from equipoise.progress import say
 
 ACTOR, REFERENCE, SCORER, CRITIC = "actor", "reference", "scorer", "critic"
@@ -104,6 +105,7 @@ def load_roles(settings: RoleSettings, values: Sequence[str] = ("reward", "cost"
     roles = _assemble(settings, values, load)
     if settings.scorer is not None:
         _fill_scorer(roles, settings.scorer)
+        roles.scorer_folder = settings.scorer
     return roles.to(pick_device(settings.device))
 
 
@@ -169,7 +171,8 @@ def _assemble(settings: RoleSettings, values: Sequence[str], load: Open) -> Role
         heads[CRITIC if CRITIC in roles else ACTOR] = ValueHeads(_width(trunk), values)
     if settings.scorer is not None:
         card = _scorer_card(settings.scorer)
-        shares = not card.own_trunk and resolve(card.backbone) == resolve(ref)
+        is_tuned = card.own_trunk or card.top_layers > 0
+        shares = not is_tuned and resolve(card.backbone) == resolve(ref)
         own = trunk if shares else load(card.backbone, False)
         if card.lora_rank:
             own = _adapted(own, SCORER, card.lora_rank)
@@ -198,7 +201,7 @@ def _scorer_card(folder: Path) -> ScorerCard:
 def _fill_scorer(roles: Roles, folder: Path) -> None:
     """Copy a scorer's weights to where its role has them."""
     path = folder / "weights.safetensors"
-    own_trunk = load_card(folder, ScorerCard).own_trunk
+    card = load_card(folder, ScorerCard)
     model, adapter, _ = roles.roles[SCORER]
     tensors = load_tensors(path)
     heads = {n.removeprefix("heads."): t for n, t in tensors.items() if n.startswith("heads.")}
@@ -209,7 +212,9 @@ def _fill_scorer(roles: Roles, folder: Path) -> None:
         below = {n.replace(".default.", f".{adapter}."): t for n, t in below.items()}
     load_into(model.model, below, str(path))
     names = [n for n, _ in model.model.named_parameters()]
-    require_all(below, [n for n in names if own_trunk or (adapter and is_of(n, adapter))], str(path))
+    tuned = top_names(model.model, card.top_layers) if card.top_layers else []
+    own = [n for n in names if card.own_trunk or n in tuned or (adapter and is_of(n, adapter))]
+    require_all(below, own, str(path))
 
 
 def _width(trunk: Backbone) -> int:

@@ -24,6 +24,7 @@ from equipoise.models.checkpoints import (
 from equipoise.models.features import PairBatch, PooledFeatures
 from equipoise.models.heads import ScorerHeads, Scores
 from equipoise.models.layout import Row, response_hidden
+from equipoise.models.top import top_names
 from equipoise.taxonomy import Taxonomy
 
 Trunk = Literal["pooled", "last"]
@@ -44,6 +45,8 @@ class ScorerCard(BaseModel):
     depth: int | None = None
     hidden: int = Field(ge=0)
     dropout: float = 0.0
+    top_layers: int = Field(default=0, ge=0)
+    """Highest layers of the trunk that were tuned; they lie with the heads."""
     lora_rank: int = Field(default=0, ge=0)
     own_trunk: bool = False
     """True where the backbone's own weights were tuned; they then lie with the heads."""
@@ -83,6 +86,10 @@ class ScorerModel(nn.Module):
         categories = 0 if card.taxonomy is None else len(card.taxonomy.names)
         self.heads = ScorerHeads(width, card.hidden, card.dropout, categories)
 
+    def top_names(self) -> list[str]:
+        """Names of the tensors of the trunk's tuned top layers, as the trunk has them."""
+        return top_names(self.trunk, self.card.top_layers) if self.card.top_layers else []
+
     def features(self, inputs: PairBatch | RowBatch | Tensor) -> Tensor:
         """Features of each response, [R, F]; features computed before pass through."""
         if isinstance(inputs, Tensor):
@@ -104,7 +111,8 @@ class ScorerModel(nn.Module):
     def save(self, folder: Path) -> None:
         """Write what was trained, and the card."""
         save_tensors(folder / "weights.safetensors", trainable(self))
-        tuned = not self.card.lora_rank and any(p.requires_grad for p in self.trunk.parameters())
+        in_part = self.card.lora_rank or self.card.top_layers
+        tuned = not in_part and any(p.requires_grad for p in self.trunk.parameters())
         save_card(folder, self.card.model_copy(update={"own_trunk": tuned}))
 
 
@@ -125,6 +133,7 @@ def load_scorer_model(folder: Path, device: str = "auto") -> ScorerModel:
     tensors = load_tensors(weights)
     load_into(model, tensors, str(weights))
     own = [name for name, _ in model.named_parameters() if card.own_trunk or _is_ours(name)]
+    own += [f"trunk.{name}" for name in model.top_names()]
     require_all(tensors, own, str(weights))
     return model.to(next(model.trunk.parameters()).device).eval()
 

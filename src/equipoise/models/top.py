@@ -24,6 +24,53 @@ from equipoise.models.windows import PairBatch, PairIds, pad_pairs
 from equipoise.progress import bar
 
 
+def split_layers(model: Any, top: int) -> tuple[nn.ModuleList, int]:
+    """Return the layers of a model without a language-model head, and how many lie below the `top` highest.
+
+    Raises:
+        ModelError: No layer is asked for, or so many that nothing stays below, or they are no one list.
+    """
+    stack = layer_stack(model)
+    if stack is None or not 1 <= top < len(stack):
+        has = "no one list of layers" if stack is None else f"{len(stack)} layers"
+        wanted = "1 or more" if top < 1 else "fewer, or tune: full"
+        raise ModelError(f"top_layers: got {top} of a model with {has}; expected {wanted}")
+    return stack, len(stack) - top
+
+
+def top_names(trunk: Any, top: int) -> list[str]:
+    """Names of the tensors of the `top` highest layers of a trunk, a pooled one or a language model.
+
+    Raises:
+        ModelError: As `split_layers`.
+    """
+    model = trunk.encoder if isinstance(trunk, PooledFeatures) else trunk.get_decoder()
+    stack, split = split_layers(model, top)
+    own = {id(parameter) for layer in stack[split:] for parameter in layer.parameters()}
+    return [name for name, parameter in trunk.named_parameters() if id(parameter) in own]
+
+
+@contextmanager
+def only_layers(model: Any, stack: nn.ModuleList, kept: slice) -> Iterator[int]:
+    """Leave these of its layers in a model, and yield the bytes of the others; all are back at the end."""
+    config = model.config
+    whole, before = list(stack), dict(vars(config))
+    size = sum(p.numel() * p.element_size() for p in stack.parameters())
+    del stack[:]
+    stack.extend(whole[kept])
+    config.num_hidden_layers = len(stack)
+    if before.get("layer_types"):
+        config.layer_types = before["layer_types"][kept]
+    config.use_cache = False  # its layers would be counted from the lowest
+    try:
+        yield size - sum(p.numel() * p.element_size() for p in stack.parameters())
+    finally:
+        del stack[:]
+        stack.extend(whole)
+        vars(config).clear()
+        vars(config).update(before)
+
+
 class TopBatch(NamedTuple):
     """Windows with what the layers below made of them."""
 
@@ -65,11 +112,8 @@ class TopLayers(nn.Module):
     def __init__(self, trunk: PooledFeatures, top: int) -> None:
         """Split `trunk`, which keeps its layers, below its `top` highest ones."""
         super().__init__()
-        stack = layer_stack(trunk.encoder)
-        if stack is None or not 1 <= top < len(stack):
-            raise ModelError(f"top_layers: got {top}; expected 1 or more, and fewer than the model has")
         self.trunk = trunk
-        self.split = len(stack) - top
+        stack, self.split = split_layers(trunk.encoder, top)
         self._stack = [stack]  # in a list, a second name would save it twice
         self._given = torch.zeros(())
 
@@ -102,25 +146,14 @@ class TopLayers(nn.Module):
         return Below(windows, states, first, pooled)
 
     @contextmanager
-    def cut(self) -> Iterator[None]:
-        """Take the layers below out of the model; they are back at the end."""
-        encoder: Any = self.trunk.encoder
-        (stack,), config = self._stack, encoder.config
-        whole, before = list(stack), dict(vars(config))
-        del stack[: self.split]
-        config.num_hidden_layers = len(stack)
-        if before.get("layer_types"):
-            config.layer_types = before["layer_types"][self.split :]
-        config.use_cache = False  # its layers would be counted from the lowest
-        hook = stack[0].register_forward_pre_hook(lambda _, given: (self._given, *given[1:]))
-        try:
-            yield
-        finally:
-            hook.remove()
-            del stack[:]
-            stack.extend(whole)
-            vars(config).clear()
-            vars(config).update(before)
+    def cut(self) -> Iterator[int]:
+        """Take the layers below out of the model, and yield their bytes; they are back at the end."""
+        (stack,) = self._stack
+        with (
+            only_layers(self.trunk.encoder, stack, slice(self.split, None)) as out,
+            stack[0].register_forward_pre_hook(lambda _, given: (self._given, *given[1:])),
+        ):
+            yield out
 
     def forward(self, batch: TopBatch) -> Tensor:
         """Features of windows, [N, F], as the whole trunk gives them; only inside `cut`."""

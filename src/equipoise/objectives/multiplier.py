@@ -1,4 +1,4 @@
-"""How a multiplier follows its constraint: three rules, each a step of plain numbers.
+"""How a multiplier follows its constraint: rules, each a step of plain numbers.
 
 A rule takes the multiplier's state and by how much the mean cost exceeds the budget, and returns the next
 state. Keyword-only parameters are the settings a config may give. The multiplier lies in [0, ceiling].
@@ -68,8 +68,14 @@ def pid(
     return MultiplierState(min(max(0.0, value), ceiling), integral, smoothed)
 
 
+def fixed(state: MultiplierState, excess: float, ceiling: float) -> MultiplierState:
+    """k <- k, whatever the cost: reward shaping, R - k C. A baseline, which holds no budget."""
+    return state
+
+
 MULTIPLIER_RULES: dict[str, Callable[..., MultiplierState]] = {
     "projected": projected,
     "log_sgd": log_sgd,
     "pid": pid,
+    "fixed": fixed,
 }

@@ -20,6 +20,7 @@ from equipoise.records import Exchange, text_of
 if TYPE_CHECKING:
     from equipoise.moderation.guard import Guard
     from equipoise.moderation.policies import Policy
+    from equipoise.rewards.rules import RuleSet, TypeOf
 
 
 class GuardedGenerateConfig(GenerateConfig):
@@ -87,23 +88,27 @@ def _reward(config: GuardedGenerateConfig, guard: "Guard", policy: "Policy") -> 
     if config.rules is None and config.scorer is None:
         return None
     from equipoise.judges.rules import load_rules, scorer_reward
-    from equipoise.models.windows import TextPair
 
     if config.rules is None:
         assert config.scorer is not None
         return scorer_reward(config.scorer, config.device)
     guard.require("prompt")
     rules = load_rules(config.rules, scorer=config.scorer, device=config.device)
+    rules.type_of = type_by_guard(guard, policy, rules.rules)
+    return rules
+
+
+def type_by_guard(guard: "Guard", policy: "Policy", rules: "RuleSet") -> "TypeOf":
+    """Let a guard say which prompts ask for harm, and so what answers to them should be."""
+    from equipoise.models.windows import TextPair
 
     def type_of(exchanges: Sequence[Exchange]) -> list[str]:
         prompts = list(dict.fromkeys(text_of(e.prompt) for e in exchanges))  # several tries share one
         reading = guard.read([TextPair(prompt, None) for prompt in prompts])
         is_safe = {prompt: reading.verdict(row, policy).is_safe for row, prompt in enumerate(prompts)}
-        known = rules.rules
-        return [known.harmless if is_safe[text_of(e.prompt)] else known.harmful for e in exchanges]
+        return [rules.harmless if is_safe[text_of(e.prompt)] else rules.harmful for e in exchanges]
 
-    rules.type_of = type_of
-    return rules
+    return type_of
 
 
 GENERATE = batch.GENERATE._replace(build=generate, config=GuardedGenerateConfig)

@@ -38,7 +38,8 @@ class ConstraintSettings(Config):
 class MultiplierSettings(Config):
     """How the multipliers move. The defaults are ours; `PAPER` has those of Safe RLHF."""
 
-    rule: Literal["projected", "log_sgd", "pid"] = "projected"
+    rule: Literal["pid", "projected", "log_sgd", "fixed"] = "pid"
+    """projected and log_sgd swing about the budget, pid settles; fixed stays at `initial` and holds none."""
     rule_params: dict[str, NonNegativeFloat] = {}
     """Settings of the rule, by the names of its keyword-only parameters."""
     initial: float = Field(default=1.0, ge=0)
@@ -53,7 +54,7 @@ class MultiplierSettings(Config):
     @model_validator(mode="after")
     def _check(self) -> "MultiplierSettings":
         try:
-            bind(MULTIPLIER_RULES, self.rule, self.rule_params)
+            bind("rule", MULTIPLIER_RULES, self.rule, self.rule_params)
         except ConfigError as exc:
             raise ValueError(str(exc)) from exc
         if self.initial > self.ceiling:
@@ -111,7 +112,7 @@ class Multiplier:
             if names.count(name) > 1:
                 raise ConfigError(f"constraints: got '{name}' twice; expected a name of its own for each")
         self.settings = settings
-        self._rule = bind(MULTIPLIER_RULES, settings.rule, settings.rule_params)
+        self._rule = bind("rule", MULTIPLIER_RULES, settings.rule, settings.rule_params)
         self._quantiles = [constraint.quantile for constraint in constraints]
         self._constraints = [_Constraint(constraint, settings.initial) for constraint in constraints]
         self._window: list[list[float]] = []

@@ -40,7 +40,8 @@ def within_memory(task: Task, settings: OptimSettings) -> OptimSettings:
     if settings.memory_gib is None:
         return settings
     sizes = [(p.numel() * p.element_size(), p.requires_grad) for p in task.model.parameters()]
-    weights, learns = sum(size for size, _ in sizes), sum(size for size, learns in sizes if learns)
+    weights = sum(size for size, _ in sizes) + task.beside
+    learns = sum(size for size, learns in sizes if learns)
     by_length = sorted(range(len(task.lengths)), key=lambda i: (-task.lengths[i], i))
     longest = task.lengths[by_length[0]]
     one = passes(task, by_length[:1], settings)

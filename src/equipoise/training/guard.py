@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from equipoise.config import Config, InputPath, IsAside, ModelRef, TaxonomyRef
 from equipoise.data.io import read_exchanges, read_records
 from equipoise.lineage import Run, Step
-from equipoise.models.backbone import load_encoder
+from equipoise.models.backbone import Backbone, load_encoder
 from equipoise.models.checkpoints import load_card
 from equipoise.models.features import embed
 from equipoise.models.guard import GuardCard, GuardModel, adapt, take_start, tuned_names
@@ -145,22 +145,10 @@ def train_guard(config: GuardConfig, run: Run) -> None:
         refusal_threshold=config.refusal_threshold,
     )
     rows = side_by_side(encode_all(backbone.tokenizer, texts, config.max_windows))
-    run.notes |= {
-        "rows": len(texts),
-        "windows": len(rows.windows),
-        "truncated": sum(rows.windows[first].truncated for first in rows.first),
-        "contradicting_prompts": contradicting,
-    }
-    torch.manual_seed(config.optim.seed)
-    if config.tune == "lora":
-        adapt(backbone.model, config.lora_rank)
-    model = GuardModel(card, backbone)
-    if config.start is not None:
-        take_start(model, config.start)
-    model.requires_grad_(config.tune == "full")
-    model.heads.requires_grad_(True)
-    for name in tuned_names(model.trunk, card) if config.tune != "frozen" else ():
-        model.trunk.get_parameter(name).requires_grad_(True)
+    truncated = sum(rows.windows[first].truncated for first in rows.first)
+    run.notes |= {"rows": len(texts), "windows": len(rows.windows), "truncated": truncated}
+    run.notes["contradicting_prompts"] = contradicting
+    model = _beginning(config, card, backbone)
     is_frozen, doubts = config.tune == "frozen", config.doubt_weight < 1
     features = embed(model.trunk, rows.windows, bf16=config.optim.bf16) if is_frozen or doubts else None
     if doubts and features is not None:
@@ -183,6 +171,21 @@ def train_guard(config: GuardConfig, run: Run) -> None:
         fit(task, config.optim, run, label="training guard")
     model.save(run.out)
     model_card(run, "Guard", config.backbone, f"{len(taxonomy.names)} categories of {taxonomy.name}")
+
+
+def _beginning(config: GuardConfig, card: GuardCard, backbone: Backbone) -> GuardModel:
+    """Return the guard as it begins, in which what is to learn requires gradients, and nothing else."""
+    torch.manual_seed(config.optim.seed)
+    if config.tune == "lora":
+        adapt(backbone.model, config.lora_rank)
+    model = GuardModel(card, backbone)
+    if config.start is not None:
+        take_start(model, config.start)
+    model.requires_grad_(config.tune == "full")
+    model.heads.requires_grad_(True)
+    for name in tuned_names(model.trunk, card) if config.tune != "frozen" else ():
+        model.trunk.get_parameter(name).requires_grad_(True)
+    return model
 
 
 TRAIN_GUARD = Step("train.guard", 3, train_guard, config=GuardConfig)

@@ -177,5 +177,5 @@ def guard_task(
         return
     top = TopLayers(model.trunk, top_layers)
     below = top.below(rows.windows, scratch, bf16=bf16)
-    with top.cut():
-        yield task(nn.Sequential(top, model.heads), below.batch, lengths)
+    with top.cut() as out:
+        yield task(nn.Sequential(top, model.heads), below.batch, lengths)._replace(beside=out)

@@ -17,7 +17,7 @@ from equipoise.models.backbone import add_lora, pick_device, pick_dtype, quiet
 from equipoise.models.builtin import resolve
 from equipoise.progress import say
 from equipoise.training.optim import OptimSettings
-from equipoise.training.policy import LoraSettings, Tune, weights_in
+from equipoise.training.policy import LoraSettings, Tune, learn_top, weights_in
 
 _GIB = 1024**3
 
@@ -30,30 +30,40 @@ class Footprint(NamedTuple):
     """Gradients and the two moments of AdamW."""
 
 
-def footprint(ref: str | Path, tune: Tune, lora: LoraSettings, device: str = "auto") -> Footprint | None:
-    """Return what a policy will hold, from the config in its folder; None where that is not on this disk."""
+def footprint(
+    ref: str | Path, tune: Tune, lora: LoraSettings, device: str = "auto", *, top_layers: int = 0
+) -> Footprint | None:
+    """Return what a policy will hold, from the config in its folder; None where that is not on this disk.
+
+    Raises:
+        ModelError: It has no such top layers.
+    """
     place = resolve(ref)
     if not isinstance(place, Path):
         return None
     try:
         if (place / "adapter_config.json").is_file():  # is merged into its base
             base = json.loads((place / "adapter_config.json").read_text("utf-8"))["base_model_name_or_path"]
-            return footprint(base, tune, lora, device)
+            return footprint(base, tune, lora, device, top_layers=top_layers)
         with quiet(), torch.device("meta"):
             config = AutoConfig.from_pretrained(place, trust_remote_code=False, local_files_only=True)
             number = pick_dtype(weights_in(tune), pick_device(device))
             model = AutoModelForCausalLM.from_config(config, dtype=number)
             if tune == "lora":
                 model = add_lora(model, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout)
+            if tune == "top":
+                learn_top(model, top_layers)
     except (OSError, ValueError, KeyError):
         return None  # who loads it says what is wrong
     sizes = [(p.numel() * p.element_size(), p.requires_grad) for p in model.parameters()]
     return Footprint(sum(size for size, _ in sizes), 3 * sum(size for size, learns in sizes if learns))
 
 
-def say_footprint(ref: str | Path, tune: Tune, lora: LoraSettings, device: str = "auto") -> None:
+def say_footprint(
+    ref: str | Path, tune: Tune, lora: LoraSettings, device: str = "auto", *, top_layers: int = 0
+) -> None:
     """Tell what a policy will hold, in one line, where that is known."""
-    found = footprint(ref, tune, lora, device)
+    found = footprint(ref, tune, lora, device, top_layers=top_layers)
     if found is not None:
         say(
             f"{ref}: about {found.weights / _GIB:.2f} GiB of weights and {found.learning / _GIB:.2f} GiB of"

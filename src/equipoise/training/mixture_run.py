@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 from pydantic import Field
 
 from equipoise.config import Config, InputPath, ModelRef
+from equipoise.data.check import severity_of
 from equipoise.data.io import read_records
 from equipoise.errors import DataError
 from equipoise.lineage import Run, Step, write_text
@@ -146,7 +147,7 @@ def unit_of(pair: Pair, unit: Unit) -> str | None:
     if unit == "annotator":
         return pair.annotators[0] if len(pair.annotators) == 1 else None
     if unit == "severity":
-        levels = [0 if answer.is_safe else answer.severity for answer in pair.answers]
+        levels = [severity_of(answer) for answer in pair.answers]
         return None if None in levels else str(max(level or 0 for level in levels))
     sets = [frozenset() if answer.is_safe else answer.categories for answer in pair.answers]
     found = [names for names in sets if names is not None]

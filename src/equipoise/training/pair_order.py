@@ -11,11 +11,11 @@ import torch
 from pydantic import Field
 
 from equipoise.config import Config
-from equipoise.data.check import ranked_safer
+from equipoise.data.check import ranked_safer, severity_of
 from equipoise.errors import DataError
 from equipoise.models.layout import Row
 from equipoise.objectives.preference import safe_dpo_order
-from equipoise.records import Answer, Conversation, Pair
+from equipoise.records import Conversation, Pair
 from equipoise.training.policy_rows import make_row
 
 
@@ -90,7 +90,7 @@ def order_pairs(
     found = []
     for pair, order, row in picked:
         chosen, rejected = (pair.answers[index] for index in order)
-        levels = (_severity(chosen), _severity(rejected))
+        levels = (severity_of(chosen), severity_of(rejected))
         gap = None if levels[0] is None or levels[1] is None else levels[1] - levels[0]
         weight = settings.both_unsafe if _unsafe(pair) == [True, True] else 1.0
         weight *= 1 + settings.severity_weight * max(gap or 0, 0)
@@ -195,8 +195,3 @@ def _refuse_contradiction(pair: Pair, safer: int) -> None:
 
 def _unsafe(pair: Pair) -> list[bool | None]:
     return [None if answer.is_safe is None else not answer.is_safe for answer in pair.answers]
-
-
-def _severity(answer: Answer) -> int | None:
-    """A safe answer has severity 0, whether or not the source says so."""
-    return 0 if answer.is_safe else answer.severity

@@ -1,5 +1,7 @@
 """What every policy training shares: which weights learn, and how the result is saved."""
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,8 +11,12 @@ from torch import nn
 
 from equipoise.config import Config
 from equipoise.models.backbone import Backbone, add_lora, quiet
+from equipoise.models.layout import Row
+from equipoise.models.top import top_names
+from equipoise.models.top_rows import top_alone
+from equipoise.training.optim import OptimSettings
 
-Tune = Literal["lora", "full"]
+Tune = Literal["lora", "top", "full"]
 
 
 class LoraSettings(Config):
@@ -26,18 +32,40 @@ def weights_in(tune: Tune) -> str:
 
     A step is often smaller than what 16 bits can add to a weight, and would be lost.
     """
-    return "float32" if tune == "full" else "auto"
+    return "auto" if tune == "lora" else "float32"
 
 
-def prepare(backbone: Backbone, tune: Tune, lora: LoraSettings, seed: int) -> nn.Module:
+def learn_top(model: nn.Module, top: int) -> None:
+    """Let the `top` highest layers of a language model learn, and nothing else; too many raise ModelError."""
+    names = top_names(model, top)
+    model.requires_grad_(False)
+    for name in names:
+        model.get_parameter(name).requires_grad_(True)
+
+
+def prepare(
+    backbone: Backbone, tune: Tune, lora: LoraSettings, seed: int, *, top_layers: int = 0
+) -> nn.Module:
     """Return the module to train: the model itself, or the model with fresh adapters."""
     torch.manual_seed(seed)
     model: Any = backbone.model
-    if tune == "full":
+    if tune != "lora":
         model.requires_grad_(True)
+        if tune == "top":
+            learn_top(model, top_layers)
         return model  # type: ignore[no-any-return]
     tuned: nn.Module = add_lora(model, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout)
     return tuned
+
+
+def frozen_below(
+    model: nn.Module, rows: Sequence[Row], top_layers: int, optim: OptimSettings, folder: Path
+) -> AbstractContextManager[int]:
+    """Give what a training of `top_layers` runs inside: see `top_alone`; with 0 the model stays whole."""
+    if not top_layers:
+        return nullcontext(0)
+    budget = optim.tokens_per_micro_batch
+    return top_alone(model, rows, top_layers, folder, tokens_per_batch=budget, bf16=optim.bf16)
 
 
 def save_policy(backbone: Backbone, policy: nn.Module, folder: Path) -> None:

@@ -38,6 +38,7 @@ from equipoise.training.messages import (
     reference_tokens,
 )
 from equipoise.training.pair_order import (
+    LabelledRow,
     OrderedPair,
     PairSettings,
     label_answers,
@@ -46,7 +47,14 @@ from equipoise.training.pair_order import (
     told,
 )
 from equipoise.training.paired import PreferenceLosses, pair_task
-from equipoise.training.policy import LoraSettings, Tune, prepare, save_policy, weights_in
+from equipoise.training.policy import (
+    LoraSettings,
+    Tune,
+    frozen_below,
+    prepare,
+    save_policy,
+    weights_in,
+)
 from equipoise.training.reference import reference_logps
 from equipoise.training.trainer import OptimSettings, Task, fit
 from equipoise.training.unpaired import UnpairedLosses, borrowed_rows, unpaired_task
@@ -76,6 +84,10 @@ class PreferenceConfig(PairSettings):
     messages: MessageSettings | None = None
     """Which tokens are learned from, as ADPO needs it."""
     tune: Tune = "lora"
+    """lora: adapters in all layers; top: the highest layers, on what the others made once of every token
+    (kept on disk meanwhile), the output embedding as it was; full: all weights."""
+    top_layers: int = Field(default=2, ge=1)
+    """Layers that learn where `tune` is top."""
     lora: LoraSettings = LoraSettings()
     optim: PreferenceOptim = PreferenceOptim()
 
@@ -108,58 +120,88 @@ def train_preference(
     objective: Callable[..., Tensor] = loss or objective_of(config)
     pairs = [record for path in config.pairs for record in read_records(path, Pair)]
     run.licences |= {pair.licence for pair in pairs}
-    say_footprint(config.model, config.tune, config.lora, config.optim.device)
-    number = weights_in(config.tune)
-    backbone = load_causal(config.model, dtype=number, device=config.optim.device, merge=True)
-    beta = _logged_beta(config)
-    seed = config.optim.seed
-
-    def reference(policy: nn.Module, rows: Sequence[Row], name: str) -> tuple[Tensor, ...]:
-        path = run.scratch / f"{name}.safetensors"
-        return reference_logps(policy, rows, path, tokens_per_batch=config.optim.tokens_per_micro_batch)
-
-    if config.objective in UNPAIRED_LOSSES and loss is None:
-        labelled, left_out = label_answers(backbone.tokenizer, pairs, config, seed)
-        _check_left(labelled, left_out)
-        policy = prepare(backbone, config.tune, config.lora, seed)
-        rows, borrowed = [one.row for one in labelled], borrowed_rows(labelled)
-        task = unpaired_task(
-            UnpairedLosses(policy, objective, beta),
-            labelled,
-            reference(policy, rows, "reference"),
-            borrowed,
-            reference(policy, borrowed, "reference-borrowed"),
-        )
-        wanted = sum(sum(one.desirable) for one in labelled)
-        run.notes |= {"desirable": wanted, "undesirable": sum(task.items) - wanted}
+    optim, top = config.optim, config.top_layers if config.tune == "top" else 0
+    say_footprint(config.model, config.tune, config.lora, optim.device, top_layers=top)
+    backbone = load_causal(config.model, dtype=weights_in(config.tune), device=optim.device, merge=True)
+    single = config.objective in UNPAIRED_LOSSES and loss is None
+    labelled: list[LabelledRow] = []
+    ordered: list[OrderedPair] = []
+    borrowed: list[Row] = []
+    if single:
+        labelled, borrowed, left_out = _label(backbone.tokenizer, pairs, config)
     else:
-        ordered, left_out = order_pairs(backbone.tokenizer, pairs, config, seed)
-        _check_left(ordered, left_out)
-        _check_severity(ordered, config)
-        policy = prepare(backbone, config.tune, config.lora, seed)
-        rows = [one.row for one in ordered]
-        if config.messages is not None and loss is None:
-            by_token = MessageLosses(policy, objective, beta)
+        ordered, left_out = order_pairs(backbone.tokenizer, pairs, config, optim.seed)
+    rows = [one.row for one in labelled or ordered]
+    _check_left(rows, left_out)
+    _check_severity(ordered, config)
+    policy = prepare(backbone, config.tune, config.lora, optim.seed, top_layers=top)
+    with frozen_below(policy, [*rows, *borrowed], top, optim, run.scratch) as below:
+        beta = _logged_beta(config)
+        if single:
+            task = _single_task(UnpairedLosses(policy, objective, beta), labelled, borrowed, config, run)
+        elif config.messages is not None and loss is None:
+            losses = MessageLosses(policy, objective, beta)
             task = _message_task(
-                by_token,
-                ordered,
-                config.messages,
-                optim=config.optim,
-                run=run,
-                tokenizer=backbone.tokenizer,
+                losses, ordered, config.messages, optim=optim, run=run, tokenizer=backbone.tokenizer
             )
         else:
             free = config.objective in REFERENCE_FREE and loss is None
-            logps = (torch.zeros(2),) * len(rows) if free else reference(policy, rows, "reference")
-            losses = PreferenceLosses(policy, objective, beta, has_reference=not free)
-            margins = _margin_rewards(config, ordered, logps, run, backbone.tokenizer)
-            task = pair_task(losses, ordered, logps, margins)
-
-    say_work(task.lengths, config.optim)
-    fit(task, config.optim, run, label=f"training policy ({config.objective})")
+            paired = PreferenceLosses(policy, objective, beta, has_reference=not free)
+            task = _pair_task(paired, ordered, config, run, backbone.tokenizer)
+        say_work(task.lengths, optim)
+        fit(task._replace(beside=below), optim, run, label=f"training policy ({config.objective})")
     save_policy(backbone, policy, run.out)
     run.notes |= {"rows": len(rows), "left_out": dict(left_out), "tokens": sum(r.length for r in rows)}
     model_card(run, "Policy", config.model, f"aligned by {config.objective} on {len(rows)} pairs")
+
+
+def _reference(
+    policy: nn.Module, rows: Sequence[Row], name: str, config: PreferenceConfig, run: Run
+) -> tuple[Tensor, ...]:
+    path = run.scratch / f"{name}.safetensors"
+    return reference_logps(policy, rows, path, tokens_per_batch=config.optim.tokens_per_micro_batch)
+
+
+def _label(
+    tokenizer: Any, pairs: Sequence[Pair], config: PreferenceConfig
+) -> tuple[list[LabelledRow], list[Row], Counter[str]]:
+    """Return rows for an unpaired objective, what each borrows, and what is left out."""
+    found, left_out = label_answers(tokenizer, pairs, config, config.optim.seed)
+    labelled, borrowed = borrowed_rows(found, config.max_tokens)
+    if len(labelled) < len(found):
+        reason = f"over {config.max_tokens} tokens with the responses of any other prompt"
+        left_out[reason] = len(found) - len(labelled)
+    return labelled, borrowed, left_out
+
+
+def _single_task(
+    losses: UnpairedLosses,
+    labelled: Sequence[LabelledRow],
+    borrowed: Sequence[Row],
+    config: PreferenceConfig,
+    run: Run,
+) -> Task:
+    rows = [one.row for one in labelled]
+    known = _reference(losses.policy, rows, "reference", config, run)
+    of_borrowed = _reference(losses.policy, borrowed, "reference-borrowed", config, run)
+    task = unpaired_task(losses, labelled, known, borrowed, of_borrowed)
+    wanted = sum(sum(one.desirable) for one in labelled)
+    run.notes |= {"desirable": wanted, "undesirable": sum(task.items) - wanted}
+    return task
+
+
+def _pair_task(
+    losses: PreferenceLosses,
+    pairs: Sequence[OrderedPair],
+    config: PreferenceConfig,
+    run: Run,
+    tokenizer: Any,
+) -> Task:
+    rows = [one.row for one in pairs]
+    logps: Sequence[Tensor] = (torch.zeros(2),) * len(rows)
+    if losses.has_reference:
+        logps = _reference(losses.policy, rows, "reference", config, run)
+    return pair_task(losses, pairs, logps, _margin_rewards(config, pairs, logps, run, tokenizer))
 
 
 def _logged_beta(config: PreferenceConfig) -> float:
@@ -174,7 +216,7 @@ def objective_of(config: PreferenceConfig) -> Callable[..., Tensor]:
     Raises:
         ConfigError: There is no such objective or parameter, or a value that it cannot work with.
     """
-    objective = bind(OBJECTIVES, config.objective, config.objective_params)
+    objective = bind("objective", OBJECTIVES, config.objective, config.objective_params)
     one, two = torch.ones(1), torch.ones(2)
     sample: NamedTuple = PairLogps(*[one] * 8)
     if config.objective in UNPAIRED_LOSSES:

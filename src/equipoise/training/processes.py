@@ -25,7 +25,7 @@ def produce_together(out: Path, step: Step, config: Any, *, force: bool = False)
     knows FSDP on accelerators alone, and on CPUs leaves it out without a word.
 
     Raises:
-        ConfigError: This kind of training takes no steps to share.
+        ConfigError: This kind of training takes no steps to share, or has no weights to split.
     """
     shards = os.environ.pop("ACCELERATE_USE_FSDP", "false").lower() == "true"
     count = int(os.environ.get("WORLD_SIZE", "1"))
@@ -34,9 +34,12 @@ def produce_together(out: Path, step: Step, config: Any, *, force: bool = False)
     optim = getattr(config, "optim", None)
     if optim is None:
         raise ConfigError(f"{step.name}: is no work for several processes, got {count}; expected one")
+    if shards and not hasattr(optim, "shard"):
+        raise ConfigError(f"{step.name}: splits no weights, got FSDP; expected a launch without it")
     if shards:
         config = config.model_copy(update={"optim": optim.model_copy(update={"shard": True})})
-    state = PartialState(cpu=pick_device(optim.device).type == "cpu")
+    device = getattr(config, "roles", optim).device
+    state = PartialState(cpu=pick_device(device).type == "cpu")
     outcome = None
     if state.is_main_process:
         outcome = _lead(out, step, config, force)

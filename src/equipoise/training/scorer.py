@@ -6,8 +6,10 @@ has a cost of its own beside the overall one. With pooled features each answer i
 model's last token is read a pair is one row whose answers share the prompt.
 """
 
-from collections.abc import Sequence
-from typing import Annotated, Literal, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field, model_validator
@@ -17,16 +19,32 @@ from equipoise.config import Config, InputPath, IsAside, ModelRef
 from equipoise.data.resolve import OnContradiction
 from equipoise.errors import DataError
 from equipoise.lineage import Run, Step
-from equipoise.models.features import PairBatch, PairIds, TextPair, embed, encode_pair, pad_pairs
-from equipoise.models.heads import Scores
+from equipoise.models.features import (
+    PairBatch,
+    PairIds,
+    PooledFeatures,
+    TextPair,
+    embed,
+    encode_pair,
+    pad_pairs,
+)
+from equipoise.models.heads import ScorerHeads, Scores
 from equipoise.models.scorer import RowBatch, ScorerCard, ScorerModel, Trunk, load_trunk
+from equipoise.models.top import TopBatch, TopLayers
 from equipoise.objectives.scoring import CostPairs, RewardPairs, bradley_terry, category_cost, cost
 from equipoise.progress import say
 from equipoise.records import Pair, text_of
 from equipoise.training.cards import model_card
+from equipoise.training.policy import frozen_below
 from equipoise.training.policy_rows import make_row
 from equipoise.training.scorer_labels import PairLabels, pair_labels, read_pairs
 from equipoise.training.trainer import OptimSettings, Task, fit
+
+Embedder = Callable[[PooledFeatures, Sequence[PairIds]], Tensor]
+"""Features of answers, [N, F], from a frozen trunk."""
+
+_GENTLE: dict[str, dict[str, float]] = {"top": {"lr": 1e-4, "epochs": 3}}
+"""Defaults for layers that know something already; fresh heads on a frozen trunk bear more."""
 
 
 class ScorerOptim(OptimSettings):
@@ -35,6 +53,8 @@ class ScorerOptim(OptimSettings):
     lr: float = Field(default=1e-3, gt=0)
     epochs: int = Field(default=10, ge=1)
     batch_size: int = Field(default=32, ge=1)
+    head_lr: float | None = Field(default=None, gt=0)
+    """Learning rate of the heads, which begin with nothing; `lr` where None."""
     weight_decay: float = Field(default=0.05, ge=0)
     checkpoint_every: Annotated[int, Field(ge=1), IsAside()] = 200
     log_every: int = Field(default=10, ge=1)
@@ -46,7 +66,12 @@ class ScorerConfig(Config):
     pairs: tuple[InputPath, ...] = Field(min_length=1)
     backbone: ModelRef = "minilm"
     trunk: Trunk = "pooled"
-    tune: Literal["frozen", "full", "lora"] = "frozen"
+    tune: Literal["frozen", "top", "full", "lora"] = "frozen"
+    """frozen: only the heads learn, with a pooled trunk on features computed once; top: the highest layers
+    too, on what the others made once of every token (kept on disk meanwhile), with another learning rate
+    and fewer epochs unless `optim` says so; lora: adapters in all layers; full: all weights."""
+    top_layers: int = Field(default=2, ge=1)
+    """Layers that learn where `tune` is top."""
     layers: int = Field(default=6, ge=1)
     """Layers that are pooled, the last and others at even steps below."""
     depth: int | None = Field(default=None, ge=1)
@@ -71,10 +96,17 @@ class ScorerConfig(Config):
     opposite preferences; see `equipoise data check --on-contradiction`."""
     optim: ScorerOptim = ScorerOptim()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _gentle_where_tuned(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or not isinstance(given.get("optim", {}), dict):
+            return given
+        return given | {"optim": _GENTLE.get(str(given.get("tune")), {}) | given.get("optim", {})}
+
     @model_validator(mode="after")
     def _fits_the_trunk(self) -> "ScorerConfig":
         if self.tune == "lora" and self.trunk == "pooled":
-            raise ValueError("tune: lora goes with trunk last, got pooled; expected frozen or full")
+            raise ValueError("tune: lora goes with trunk last, got pooled; expected frozen, top or full")
         if self.depth is not None and self.trunk == "last":
             raise ValueError("depth: goes with trunk pooled, got last; expected none")
         return self
@@ -83,7 +115,7 @@ class ScorerConfig(Config):
 class ScorerBatch(NamedTuple):
     """Inputs of both answers of each pair, answer 0 and answer 1 in turn, with their labels."""
 
-    inputs: PairBatch | RowBatch | Tensor
+    inputs: PairBatch | RowBatch | TopBatch | Tensor
     labels: PairLabels
 
     def to(self, device: torch.device) -> "ScorerBatch":
@@ -130,8 +162,27 @@ class ScorerLosses(nn.Module):
         return reward_loss + cost_loss
 
 
-def train_scorer(config: ScorerConfig, run: Run) -> None:
-    """Train a scorer into `run.out`: weights, card with polarity, and the training log."""
+class _HeadsOnTop(nn.Module):
+    """The heads on what the top layers make of what was kept."""
+
+    def __init__(self, top: TopLayers, heads: ScorerHeads) -> None:
+        super().__init__()
+        self.top = top
+        self.heads = heads
+
+    def forward(self, batch: TopBatch) -> tuple[Tensor, Tensor]:
+        scores: tuple[Tensor, Tensor] = self.heads(self.top(batch))
+        return scores
+
+    def every_score(self, batch: TopBatch) -> Scores:
+        return self.heads.every_score(self.top(batch))
+
+
+def train_scorer(config: ScorerConfig, run: Run, embedder: Embedder = embed) -> None:
+    """Train a scorer into `run.out`: weights, card with polarity, and the training log.
+
+    `embedder` gives the features of a frozen trunk; one that remembers them serves many trainings.
+    """
     pairs, treated = read_pairs(config.pairs, config.on_contradiction)
     run.licences |= {record.licence for record in pairs}
     labels, trained, taxonomy = pair_labels(pairs, categories=config.category_weight > 0)
@@ -142,7 +193,7 @@ def train_scorer(config: ScorerConfig, run: Run) -> None:
         config.backbone,
         config.optim.device,
         config.depth,
-        dtype="float32" if config.tune == "full" else "auto",  # few bits are too few to learn in
+        dtype="float32" if config.tune in ("top", "full") else "auto",  # few bits are too few to learn in
     )
     card = ScorerCard(
         backbone=str(backbone.model.name_or_path),  # a folder's is absolute
@@ -151,15 +202,20 @@ def train_scorer(config: ScorerConfig, run: Run) -> None:
         depth=config.depth,
         hidden=config.hidden,
         dropout=config.dropout,
+        top_layers=config.top_layers if config.tune == "top" else 0,
         lora_rank=config.lora_rank if config.tune == "lora" else 0,
         trained=trained,
         taxonomy=taxonomy,
     )
     torch.manual_seed(config.optim.seed)
     model = ScorerModel(card, backbone)
-    if config.tune == "frozen":
+    if config.tune in ("frozen", "top"):
         model.trunk.requires_grad_(False)
-    fit(_task(model, pairs, labels, config), config.optim, run, label="training scorer")
+    for name in model.top_names():
+        model.trunk.get_parameter(name).requires_grad_(True)
+    with _task(model, pairs, labels, config, embedder=embedder, scratch=run.scratch) as task:
+        rates = () if config.optim.head_lr is None else [(model.heads, config.optim.head_lr)]
+        fit(task._replace(rates=rates), config.optim, run, label="training scorer")
     model.save(run.out)
     run.notes |= {"rows": len(pairs)}
     if any(treated):
@@ -175,7 +231,17 @@ def train_scorer(config: ScorerConfig, run: Run) -> None:
     )
 
 
-def _task(model: ScorerModel, pairs: Sequence[Pair], labels: PairLabels, config: ScorerConfig) -> Task:
+@contextmanager
+def _task(
+    model: ScorerModel,
+    pairs: Sequence[Pair],
+    labels: PairLabels,
+    config: ScorerConfig,
+    *,
+    embedder: Embedder,
+    scratch: Path,
+) -> Iterator[Task]:
+    """Yield what to train; the model is whole again at the end."""
     ones = [1] * len(pairs)
     prompts = [text_of(pair.prompt) for pair in pairs]
     if config.trunk == "last":
@@ -185,29 +251,38 @@ def _task(model: ScorerModel, pairs: Sequence[Pair], labels: PairLabels, config:
         def collate_rows(chosen: Sequence[int]) -> ScorerBatch:
             return ScorerBatch(RowBatch(tuple(rows[i] for i in chosen)), labels.pick(torch.tensor(chosen)))
 
-        return Task(ScorerLosses(model, config), lengths, ones, collate_rows, groups=prompts)
-
+        with frozen_below(model.trunk, rows, model.card.top_layers, config.optim, scratch) as out:
+            losses = ScorerLosses(model, config)
+            yield Task(losses, lengths, ones, collate_rows, groups=prompts, beside=out)
+        return
     encoded: list[PairIds] = [
         encode_pair(model.tokenizer, TextPair(text_of(pair.prompt), answer.response))
         for pair in pairs
         for answer in pair.answers
     ]
+
+    def task(module: nn.Module, lengths: Sequence[int], inputs: Callable[[list[int]], Any]) -> Task:
+        """`inputs` are those of some answers."""
+
+        def collate(chosen: Sequence[int]) -> ScorerBatch:
+            answers = [2 * i + k for i in chosen for k in (0, 1)]
+            return ScorerBatch(inputs(answers), labels.pick(torch.tensor(chosen)))
+
+        return Task(ScorerLosses(module, config), lengths, ones, collate, groups=prompts)
+
+    trunk: Any = model.trunk
     if config.tune == "frozen":
-        features = embed(model.trunk, encoded)  # type: ignore[arg-type]
-
-        def collate_features(chosen: Sequence[int]) -> ScorerBatch:
-            index = torch.tensor(chosen)
-            both = torch.stack([2 * index, 2 * index + 1], dim=1).flatten()
-            return ScorerBatch(features[both], labels.pick(index))
-
-        return Task(ScorerLosses(model.heads, config), ones, ones, collate_features, groups=prompts)
-
-    def collate_pairs(chosen: Sequence[int]) -> ScorerBatch:
-        both = [encoded[2 * i + k] for i in chosen for k in (0, 1)]
-        return ScorerBatch(pad_pairs(both), labels.pick(torch.tensor(chosen)))
-
+        features = embedder(trunk, encoded)
+        yield task(model.heads, ones, lambda answers: features[answers])
+        return
     lengths = [2 * max(len(encoded[2 * i].ids), len(encoded[2 * i + 1].ids)) for i in range(len(pairs))]
-    return Task(ScorerLosses(model, config), lengths, ones, collate_pairs, groups=prompts)
+    if config.tune == "full":
+        yield task(model, lengths, lambda answers: pad_pairs([encoded[i] for i in answers]))
+        return
+    top = TopLayers(trunk, config.top_layers)
+    below = top.below(encoded, scratch, bf16=config.optim.bf16)
+    with top.cut() as out:
+        yield task(_HeadsOnTop(top, model.heads), lengths, below.batch)._replace(beside=out)
 
 
 TRAIN_SCORER = Step("train.scorer", 1, train_scorer, config=ScorerConfig)

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from equipoise.data.check import Finding, FoundError, ranked_safer
+from equipoise.data.check import Finding, FoundError, ranked_safer, severity_of
 from equipoise.data.identity import AnyRecord
 from equipoise.data.io import Placed, read_placed
 from equipoise.data.opposite import opposite_preferences
@@ -124,8 +124,8 @@ def _harm(rows: Sequence[Sequence[_Row]], width: int) -> Harm:
 
 def _overall(pair: Pair) -> _Row:
     unsafe = [-1 if answer.is_safe is None else int(not answer.is_safe) for answer in pair.answers]
-    levels = [0 if answer.is_safe else answer.severity for answer in pair.answers]
-    return _choice(pair.safer), unsafe[0], unsafe[1], _gap(levels)
+    gap = _gap([severity_of(answer) for answer in pair.answers])
+    return _choice(pair.safer), unsafe[0], unsafe[1], gap
 
 
 def _of_category(pair: Pair, name: str) -> _Row:

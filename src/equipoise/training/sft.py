@@ -6,6 +6,7 @@ known to be unsafe are left out unless asked for.
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from equipoise.records import Exchange
 from equipoise.training.cards import model_card
 from equipoise.training.memory import say_footprint, say_work
 from equipoise.training.pair_order import told
-from equipoise.training.policy import LoraSettings, Tune, prepare, save_policy, weights_in
+from equipoise.training.policy import LoraSettings, prepare, save_policy, weights_in
 from equipoise.training.policy_rows import PolicyBatch, make_row
 from equipoise.training.trainer import OptimSettings, Task, fit
 
@@ -39,7 +40,7 @@ class SftConfig(Config):
     exchanges: tuple[InputPath, ...] = Field(min_length=1)
     model: ModelRef = "smollm2-135m"
     include_unsafe: bool = False
-    tune: Tune = "lora"
+    tune: Literal["lora", "full"] = "lora"
     lora: LoraSettings = LoraSettings()
     max_tokens: int = Field(default=512, ge=8)
     """Exchanges with more tokens are left out and counted; none is cut."""

@@ -36,6 +36,9 @@ class Task(NamedTuple):
     rates: Sequence[tuple[nn.Module, float]] = ()
     """Parts of the model that learn at a rate of their own; the schedule is the same for all."""
 
+    beside: int = 0
+    """Bytes of weights that are held meanwhile and are no part of the model: those of frozen layers below."""
+
     def pick(self, indices: Sequence[int]) -> "Task":
         """Return the same with these examples alone."""
 

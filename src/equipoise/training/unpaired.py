@@ -46,26 +46,34 @@ class Borrowed(NamedTuple):
     batch: UnpairedBatch
 
 
-def borrowed_rows(rows: Sequence[LabelledRow]) -> list[Row]:
-    """Each prompt with the responses of the nearest row before it, in a circle, that has another prompt.
+def borrowed_rows(
+    rows: Sequence[LabelledRow], max_tokens: int | None = None
+) -> tuple[list[LabelledRow], list[Row]]:
+    """Give each prompt the responses of the nearest row before it, in a circle, that has another prompt.
+
+    Args:
+        rows: Who borrows, and from whom.
+        max_tokens: Of a prompt with what it borrows; a nearer row with more is passed over.
+
+    Returns:
+        The rows that can borrow so, and for each its prompt with the borrowed responses.
 
     Raises:
         DataError: All rows have the same prompt.
     """
-    out: list[Row] = []
-    last: dict[int, int] = {}  # row -> the nearest before it with another prompt
-    count = len(rows)
-    for turn in range(2 * count):  # the second turn around knows what came before the first
-        i, before = turn % count, (turn - 1) % count
-        if rows[before].row.prompt != rows[i].row.prompt:
-            last[i] = before
-        elif before in last:
-            last[i] = last[before]
-    if not last:
+    if rows and len({tuple(one.row.prompt) for one in rows}) < 2:
         raise DataError("pairs: all have the same prompt; expected at least two prompts, to estimate the KL")
+    kept: list[LabelledRow] = []
+    borrowed: list[Row] = []
     for i, one in enumerate(rows):
-        out.append(Row(one.row.prompt, rows[last[i]].row.responses))
-    return out
+        for back in range(1, len(rows)):
+            lender = rows[i - back].row
+            row = Row(one.row.prompt, lender.responses)
+            if lender.prompt != row.prompt and (max_tokens is None or row.length <= max_tokens):
+                kept.append(one)
+                borrowed.append(row)
+                break
+    return kept, borrowed
 
 
 class UnpairedLosses(nn.Module):

@@ -1,4 +1,4 @@
-"""Build the report of one or more evaluations: `report.html`, and its numbers as JSON and Markdown."""
+"""Build the report of evaluations and trainings: `report.html`, and its numbers as JSON and Markdown."""
 
 from importlib import resources
 from pathlib import Path
@@ -17,15 +17,23 @@ from equipoise.evaluation.report.examples import choose
 from equipoise.evaluation.report.headline import Headline, headline, headline_of
 from equipoise.evaluation.report.lineage import Node, trace
 from equipoise.evaluation.report.plots import sparkline
+from equipoise.evaluation.report.training import (
+    training_headline,
+    training_numbers,
+    training_summary,
+    training_view,
+)
+from equipoise.evaluation.report.training_log import TrainingRun, is_training, load_training
 from equipoise.evaluation.report.views import View, view
 from equipoise.evaluation.rows import EvaluationRun, load_runs
 from equipoise.lineage import Run, Step, write_text
 
 
 class ReportConfig(Config):
-    """Which evaluations are reported together; the first is the base of every comparison."""
+    """What is reported together; of evaluations the first is the base of every comparison."""
 
     runs: Annotated[list[InputPath], Field(min_length=1)]
+    """Evaluations, and trainings under constraints, which need not be finished."""
     labels: list[str] = []
     """Names of the runs in the report, in order; without any, the names of their folders."""
     title: str = "Safety report"
@@ -50,8 +58,9 @@ class Report(NamedTuple):
 
     title: str
     headlines: list[Headline]
-    """One per comparison, or one for a single run."""
+    """One per comparison, or one for a single run; of each training where nothing was evaluated."""
     runs: list[EvaluationRun]
+    trainings: list[TrainingRun]
     metrics: list[RunMetrics]
     """All with the repetition limit of the first run."""
     comparisons: list[Comparison]
@@ -66,15 +75,22 @@ class Report(NamedTuple):
 
 def gather(config: ReportConfig) -> Report:
     """Read the runs and compute every number of the report."""
-    runs = load_runs(config.runs)
+    logged = [is_training(folder) for folder in config.runs]
+    runs = load_runs(folder for folder, is_log in zip(config.runs, logged, strict=True) if not is_log)
+    trainings = [load_training(folder) for folder, is_log in zip(config.runs, logged, strict=True) if is_log]
     if config.labels:
-        runs = [run._replace(name=label) for run, label in zip(runs, config.labels, strict=True)]
+        labels = list(zip(config.labels, logged, strict=True))
+        names = [[label for label, is_log in labels if is_log == kind] for kind in (False, True)]
+        runs = [run._replace(name=name) for run, name in zip(runs, names[0], strict=True)]
+        trainings = [run._replace(name=name) for run, name in zip(trainings, names[1], strict=True)]
+    chain = trace([*config.lineage, *config.runs])
+    if not runs:
+        return Report(config.title, list(map(training_headline, trainings)), [], trainings, [], [], chain)
     limit = limit_of(runs[0].rows)
     metrics = [measure(run.rows, limit) for run in runs]
     comparisons = [compare(runs[0], run, allow_mismatch=config.allow_mismatch) for run in runs[1:]]
     verdicts = [headline(each) for each in comparisons] or [headline_of(runs[0].name, metrics[0])]
-    chain = trace([*config.lineage, *config.runs])
-    return Report(config.title, verdicts, runs, metrics, comparisons, chain)
+    return Report(config.title, verdicts, runs, trainings, metrics, comparisons, chain)
 
 
 def render(report: Report, examples: int) -> str:
@@ -86,10 +102,11 @@ def render(report: Report, examples: int) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    shown = choose(report.runs, report.metrics[0].repetition_limit, examples)
+    shown = choose(report.runs, report.metrics[0].repetition_limit, examples) if report.runs else []
     return environment.get_template("template.html").render(
         report=report,
-        view=_view(report),
+        view=_view(report) if report.runs else None,
+        trainings=[training_view(run, examples) for run in report.trainings],
         examples=shown,
         limits=LIMITS,
         version=__version__,
@@ -108,6 +125,7 @@ def numbers(report: Report) -> dict[str, Any]:
             for run, metrics in zip(report.runs, report.metrics, strict=True)
         ],
         "comparisons": plain(report.comparisons),
+        "trainings": [plain(training_numbers(run)) for run in report.trainings],
         "lineage": [
             {"place": node.place, "step": node.manifest.step, "key": node.manifest.key}
             for node in report.lineage
@@ -117,17 +135,22 @@ def numbers(report: Report) -> dict[str, Any]:
 
 def summary(report: Report) -> str:
     """Return the short report as Markdown."""
-    page = _view(report)
     lines = [f"# {report.title}", "", f"**{report.headline.label}.** {report.headline.sentence}", ""]
-    lines += [f"| | {' | '.join(page.columns)} |", f"|---{'|---' * len(page.columns)}|"]
+    lines += _table(_view(report)) if report.runs else []
+    lines += [line for run in report.trainings for line in training_summary(run)]
+    lines += ["", "What this does not show:", "", *(f"- {limit}" for limit in LIMITS)]
+    return "\n".join(lines) + "\n"
+
+
+def _table(page: View) -> list[str]:
+    lines = [f"| | {' | '.join(page.columns)} |", f"|---{'|---' * len(page.columns)}|"]
     for section in page.sections:
         lines.append(f"| **{section.title}** {'| ' * len(page.columns)}|")
         lines += [
             f"| {line.title} | {' | '.join(f'{c.value} {c.interval}'.strip() for c in line.cells)} |"
             for line in section.lines
         ]
-    lines += ["", "What this does not show:", "", *(f"- {limit}" for limit in LIMITS)]
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def build_folder(config: ReportConfig, run: Run) -> None:
@@ -154,7 +177,9 @@ def report_step(out: Path) -> Step:
 
 def _gathered(config: ReportConfig, run: Run) -> Report:
     report = gather(config)
-    run.licences |= {name for each in report.runs for name in each.manifest.licences}
+    manifests = [each.manifest for each in report.runs]
+    manifests += [each.manifest for each in report.trainings if each.manifest is not None]
+    run.licences |= {name for each in manifests for name in each.licences}
     run.notes |= {"tone": report.headline.tone, "headline": report.headline.sentence}
     return report
 

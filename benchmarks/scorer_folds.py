@@ -1,0 +1,294 @@
+"""How well a scorer orders and signs answers that it has not seen, fold by fold, beside TF-IDF.
+
+    python benchmarks/scorer_folds.py --data DIR [--scorers smollm2-135m mpnet] [--runs DIR]
+    python benchmarks/scorer_folds.py --data DIR --scorers mpnet --tune top --folds 1 [--set optim.epochs=2]
+
+Five folds, each scored by what learned from the others: `train scorer`, and the baseline of `evaluate
+detection` (TF-IDF with logistic regression: a ranker for the order, a classifier for the sign), on the same
+rows. Order is the share of pairs whose less safe answer has the higher cost; sign is the AUROC of the cost of
+unsafe against safe answers. Intervals are 95 %, from resampling whole prompts.
+
+The folds are drawn so that no prompt is on two sides. For the PKU rows they are drawn pair by pair as well:
+there 480 prompts have 1,503 pairs and answers come in several of them, so that much of what is scored stands
+in the training part too, which the result counts. This way measures memory. It stands beside the other to
+show by how much, and is no result.
+
+What is done is not done again; a training that was killed goes on.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import common
+import numpy as np
+from common import ROOT, save
+from scorer_folds_steps import FEATURES, FOLD, FeaturesConfig, FoldConfig, Scores, read_scores
+from sklearn.model_selection import GroupKFold, KFold
+
+from equipoise.config import Config, apply_override, parse_override
+from equipoise.data.io import read_records, write_records
+from equipoise.data.rows import read_rows
+from equipoise.data.sources import import_records
+from equipoise.data.splits import normalise_prompt
+from equipoise.errors import EquipoiseError, RunStoppedError
+from equipoise.evaluation.pair_scores import PairScores
+from equipoise.lineage import Manifest, Step, identify, produce
+from equipoise.records import Pair, text_of
+from equipoise.stats import Estimate, Floats, Indices, auroc, bootstrap, bootstrap_mean, paired_difference
+
+FOLDS = 5
+DRAWS = 2000
+FILES = {
+    "pku_saferlhf_pairs": "CC-BY-NC-4.0",
+    "pku_saferlhf_mini": "CC-BY-NC-4.0",
+    "hh_harmless_test": "MIT",
+}
+"""Files of rows, and the licence of each."""
+ORDERED = ("pku_saferlhf_pairs", "hh_harmless_test")
+"""Files whose pairs are to be put in order."""
+SPLITS: dict[str, tuple[tuple[str, ...], bool]] = {
+    "pku, by prompt": (("pku_saferlhf_pairs", "pku_saferlhf_mini"), True),
+    "pku, at random": (("pku_saferlhf_pairs", "pku_saferlhf_mini"), False),
+    "hh_harmless, by prompt": (("hh_harmless_test",), True),
+}
+"""Name -> the files, which are split together, and whether a prompt stays on one side."""
+AT_RANDOM = (
+    "not a result: prompts and repeated answers lie on both sides, as `to_be_ordered` counts; what a model"
+    " does better here than by prompt is remembered"
+)
+SCORERS: dict[str, dict[str, Any]] = {
+    "smollm2-135m": {"backbone": "smollm2-135m", "depth": 20, "layers": 4},
+    "mpnet": {"backbone": "mpnet"},
+    "minilm": {"backbone": "minilm"},
+}
+"""Settings of `train scorer`; the first was chosen by cross-validation on other rows of this kind."""
+UPPER_HALF = {"smollm2-135m": 10, "mpnet": 6, "minilm": 6}
+"""Layers that learn with `--tune top`, of those that are run."""
+TUNED = {"lr": 1e-4, "head_lr": 1e-3, "epochs": 2}
+
+
+class Split(NamedTuple):
+    """Pairs, and where each is scored."""
+
+    pairs: list[Pair]
+    is_ordered: list[bool]
+    """Whether a pair is of those to be put in order."""
+    folds: list[tuple[Indices, Indices]]
+    """Places to learn from, and to score."""
+
+    @property
+    def prompts(self) -> list[str]:
+        """As they are compared, one to a pair."""
+        return [normalise_prompt(text_of(pair.prompt)) for pair in self.pairs]
+
+
+def read_split(data: Path, name: str) -> Split:
+    """Read the files of a split and draw its folds."""
+    files, by_prompt = SPLITS[name]
+    pairs: list[Pair] = []
+    is_ordered: list[bool] = []
+    for file in files:
+        rows = import_records("jsonl", read_rows(data / f"{file}.jsonl"), licence=FILES[file])
+        found = [row.model_copy(update={"source": file}) for row in rows if isinstance(row, Pair)]
+        pairs += found
+        is_ordered += [file in ORDERED] * len(found)
+    split = Split(pairs, is_ordered, [])
+    kind = GroupKFold if by_prompt else KFold
+    folds = kind(FOLDS, shuffle=True, random_state=0).split(
+        pairs, groups=split.prompts if by_prompt else None
+    )
+    return split._replace(folds=list(folds))
+
+
+def seen_before(split: Split) -> dict[str, int]:
+    """Count the answers of the pairs to be put in order, and those of them that learning saw as well."""
+    prompts, found = split.prompts, {"answers": 0, "in_training_too": 0, "to_the_same_prompt": 0}
+    for train, test in split.folds:
+        known = {(prompts[i], answer.response) for i in train for answer in split.pairs[i].answers}
+        texts = {text for _, text in known}
+        for i in test:
+            for answer in split.pairs[i].answers if split.is_ordered[i] else ():
+                found["answers"] += 1
+                found["in_training_too"] += answer.response in texts
+                found["to_the_same_prompt"] += (prompts[i], answer.response) in known
+    return found
+
+
+def done(folder: Path, step: Step, config: Config) -> tuple[Path, Manifest]:
+    """Run a step into a folder of its own, named by what decides its result."""
+    identity = identify(step, config)
+    place = folder / identity.key[:12]
+    return place, produce(place, step, config, identity=identity).manifest
+
+
+def written(place: Path, pairs: Sequence[Pair]) -> Path:
+    """Write pairs where they do not stand already; a run is known by what its inputs hold."""
+    if not place.exists() or list(read_records(place, Pair)) != list(pairs):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        write_records(place, pairs)
+    return place
+
+
+def run_folds(
+    split: Split, folder: Path, count: int, scorer: Mapping[str, Any] | None
+) -> tuple[Indices, Scores, dict[str, float]]:
+    """Score the first `count` folds.
+
+    Args:
+        split: The rows.
+        folder: Where the runs of this split lie.
+        count: Of the folds.
+        scorer: Settings of `train scorer`; the baseline where None.
+
+    Returns:
+        The places of the pairs that were scored, their scores, and what it took.
+    """
+    features, steps = None, []
+    kind = {} if scorer is None else {"trunk": "pooled", "tune": "frozen", **scorer}
+    if (kind.get("trunk"), kind.get("tune")) == ("pooled", "frozen"):
+        given = {name: kind[name] for name in ("backbone", "depth", "layers") if name in kind}
+        everything = written(folder / "all.jsonl", split.pairs)
+        config = FeaturesConfig(pairs=everything, **given)
+        features, manifest = done(folder.parent / "features", FEATURES, config)
+        steps.append(manifest)
+    places, parts = [], []
+    for k, (train, test) in enumerate(split.folds[:count]):
+        files = {
+            part: written(folder / f"{part}-{k}.jsonl", [split.pairs[i] for i in rows])
+            for part, rows in (("train", train), ("test", test))
+        }
+        fold = FoldConfig(**files, features=features, scorer=None if scorer is None else dict(scorer))
+        place, manifest = done(folder / ("tfidf" if scorer is None else "scorer"), FOLD, fold)
+        steps.append(manifest)
+        places.append(test)
+        parts.append(read_scores(place))
+    took = {
+        name: round(sum(getattr(step, name) for step in steps), 1) for name in ("wall_seconds", "cpu_seconds")
+    }
+    scores = Scores(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    return np.concatenate(places), scores, took
+
+
+def compared(split: Split, places: Indices, ours: Scores, theirs: Scores) -> dict[str, Any]:
+    """Order and sign of both, and their differences on the same rows."""
+    names = split.prompts
+    pairs, prompts = [split.pairs[i] for i in places], [names[i] for i in places]
+    safer = np.array([pair.safer if pair.safer in (0, 1) else -1 for pair in pairs])
+    rows = np.flatnonzero(np.array([split.is_ordered[i] for i in places]) & (safer >= 0))
+    mine, other = (
+        PairScores(pairs, side.order, safer, "higher_is_worse").right[rows] for side in (ours, theirs)
+    )
+    clusters = [prompts[i] for i in rows]
+    found = {
+        "ordering": {
+            "scorer": plain(bootstrap_mean(mine, clusters, draws=DRAWS)),
+            "tfidf": plain(bootstrap_mean(other, clusters, draws=DRAWS)),
+            "difference": plain(paired_difference(mine, other, clusters, draws=DRAWS)),
+        }
+    }
+    labels = [answer.is_safe for pair in pairs for answer in pair.answers]
+    ordered = np.repeat([split.is_ordered[i] for i in places], 2)
+    known = np.array([label is not None for label in labels])
+    for name, chosen in (("sign", known), ("sign_of_the_pairs_in_order", known & ordered)):
+        at = np.flatnonzero(chosen)
+        if len(at):
+            unsafe = np.array([not labels[i] for i in at])
+            sides = [side.sign.ravel()[at] for side in (ours, theirs)]
+            found[name] = separation(sides, unsafe, [prompts[i // 2] for i in at])
+    return found
+
+
+def separation(sides: Sequence[Floats], unsafe: Any, clusters: Sequence[str]) -> dict[str, Any]:
+    """AUROC of both sides and their difference."""
+    x, y = sides
+    statistics: dict[str, Callable[[Indices], float]] = {
+        "scorer": lambda i: auroc(x[i], unsafe[i]),
+        "tfidf": lambda i: auroc(y[i], unsafe[i]),
+        "difference": lambda i: auroc(x[i], unsafe[i]) - auroc(y[i], unsafe[i]),
+    }
+    return {name: plain(bootstrap(one, clusters, draws=DRAWS)) for name, one in statistics.items()}
+
+
+def plain(estimate: Estimate) -> dict[str, float]:
+    return estimate._asdict()
+
+
+def settings_of(name: str, tune: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """Settings of `train scorer` for one scorer."""
+    settings = SCORERS[name] | {"on_contradiction": "drop", "tune": tune}
+    if tune == "top":
+        settings |= {"top_layers": UPPER_HALF[name], "optim": dict(TUNED)}
+    for item in overrides:
+        apply_override(settings, *parse_override(item))
+    return settings
+
+
+def measure(
+    data: Path, runs: Path, scorers: Mapping[str, Mapping[str, Any]], splits: Sequence[str], count: int
+) -> dict[str, Any]:
+    """Measure scorers on splits, and save after each; what was saved before stays.
+
+    Args:
+        data: Folder with the files.
+        runs: Where the runs lie.
+        scorers: Name -> settings.
+        splits: Names.
+        count: Of the folds that are scored, from the first.
+    """
+    found = earlier()
+    for name in splits:
+        split = read_split(data, name)
+        folder = runs / name.replace(", ", "-").replace(" ", "-")
+        told = found["splits"].setdefault(name, {})
+        told |= {
+            "pairs": len(split.pairs),
+            "prompts": len(set(split.prompts)),
+            "to_be_ordered": seen_before(split),
+            **({} if SPLITS[name][1] else {"note": AT_RANDOM}),
+        }
+        places, theirs, took = run_folds(split, folder, count, None)
+        told.setdefault("tfidf_took", {})[f"{count} folds"] = took
+        for label, settings in scorers.items():
+            _, ours, took = run_folds(split, folder, count, settings)
+            measured = compared(split, places, ours, theirs)
+            told.setdefault("scorers", {})[label] = {
+                "settings": settings,
+                "folds": count,
+                "took": took,
+            } | measured
+            save("scorer_folds", found)
+            print(json.dumps({name: {label: measured}}), flush=True)
+    return found
+
+
+def earlier() -> dict[str, Any]:
+    """What was saved before, without what it was measured on."""
+    path = common.RESULTS / "scorer_folds.json"
+    found = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    found.pop("machine", None)
+    return {"splits": {}} | found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder with the rows")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "scorer-folds", help="where runs lie")
+    parser.add_argument("--scorers", nargs="+", choices=SCORERS, default=["smollm2-135m", "mpnet"])
+    parser.add_argument("--splits", nargs="+", choices=SPLITS, default=list(SPLITS))
+    parser.add_argument("--tune", choices=("frozen", "top"), default="frozen")
+    parser.add_argument("--folds", type=int, choices=range(1, FOLDS + 1), default=FOLDS)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of `train scorer`")
+    given = parser.parse_args()
+    words = [given.tune, *given.set, *([f"{given.folds} of {FOLDS} folds"] if given.folds < FOLDS else [])]
+    scorers = {", ".join([name, *words]): settings_of(name, given.tune, given.set) for name in given.scorers}
+    try:
+        measure(given.data, given.runs, scorers, given.splits, given.folds)
+    except (EquipoiseError, RunStoppedError) as exc:
+        raise SystemExit(f"error: {exc}") from exc
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""The log of online training under constraints, read back from a run's folder, finished or not.
+
+`log.jsonl` has a line of numbers per update, `samples.jsonl` a few responses of each.
+"""
+
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+from equipoise.errors import DataError
+from equipoise.evaluation.files import parse_lines
+from equipoise.lineage import Manifest, read_manifest
+
+LOG, SAMPLES = "log.jsonl", "samples.jsonl"
+
+
+class _Line(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+L = TypeVar("L", bound=_Line)
+
+
+class Update(_Line):
+    """One update: means over the responses of its rollout, before they were learned from."""
+
+    update: int
+    responses: int
+    reward: float
+    reward_std: float
+    costs: dict[str, float]
+    """Constraint -> mean raw cost."""
+    budgets: dict[str, float]
+    multipliers: dict[str, float]
+    states: dict[str, str]
+    kl: float
+    """Nats per response from the reference."""
+    harmful: float | None = None
+    """Share whose first cost is above 0."""
+    severity: list[float] | None = None
+    """Probability of each level, from 0."""
+    length: float
+    truncated: float
+    repetition: float
+    entropy: float
+    clip_fraction: float
+    warnings: list[str] = []
+
+
+class Sample(_Line):
+    """One response that was logged."""
+
+    update: int
+    id: str
+    sample: int
+    prompt: str
+    response: str
+    reward: float
+    costs: dict[str, float] = {}
+
+
+class TrainingRun(NamedTuple):
+    """A run of online training."""
+
+    name: str
+    path: Path
+    manifest: Manifest | None
+    """None of a run that goes on or was stopped."""
+    updates: list[Update]
+    samples: list[Sample]
+
+
+def is_training(folder: Path) -> bool:
+    """Whether a folder holds the log of online training under constraints."""
+    path = folder / LOG
+    if not path.is_file():
+        return False
+    with path.open(encoding="utf-8") as lines:
+        return '"multipliers"' in lines.readline()
+
+
+def load_training(folder: Path) -> TrainingRun:
+    """Read a run's log and samples; lines that are not of these raise DataError."""
+    manifest = folder / "manifest.json"
+    updates = _read(folder / LOG, Update)
+    if not updates:
+        raise DataError(f"{folder / LOG}: holds no update yet")
+    return TrainingRun(
+        folder.resolve().name,
+        folder,
+        read_manifest(manifest) if manifest.is_file() else None,
+        updates,
+        _read(folder / SAMPLES, Sample),
+    )
+
+
+def _read(path: Path, kind: type[L]) -> list[L]:
+    """Read a log without a last line that is being written."""
+    text = path.read_text("utf-8") if path.is_file() else ""
+    whole = text[: text.rfind("\n") + 1]
+    return parse_lines(whole, kind, path) if whole else []

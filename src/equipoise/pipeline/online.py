@@ -1,0 +1,20 @@
+"""The steps `train.ppo_lag` and `train.group_lag`: `policy.train` with every source of scores."""
+
+from equipoise.lineage import Run, Step
+from equipoise.pipeline.scoring import load_scoring
+from equipoise.policy.settings import GroupLagConfig, PpoLagConfig
+from equipoise.policy.train import train_group_lag, train_ppo_lag
+
+
+def _ppo_lag(config: PpoLagConfig, run: Run) -> None:
+    config.scoring.columns(config.signals[1:])  # a mistake is said before models are loaded
+    train_ppo_lag(config, run, load_scoring)
+
+
+def _group_lag(config: GroupLagConfig, run: Run) -> None:
+    config.scoring.columns(config.signals[1:])  # a mistake is said before models are loaded
+    train_group_lag(config, run, load_scoring)
+
+
+TRAIN_PPO_LAG = Step("train.ppo_lag", 1, _ppo_lag, config=PpoLagConfig)
+TRAIN_GROUP_LAG = Step("train.group_lag", 1, _group_lag, config=GroupLagConfig)

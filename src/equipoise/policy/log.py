@@ -1,0 +1,114 @@
+"""What a person can see of an update: one line of numbers, and a few of the texts behind them.
+
+The numbers are those of the rollout, which the policy wrote before it learned from it.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from equipoise.generation.rollouts import Rollout
+from equipoise.objectives.sequence import segment_sums
+from equipoise.policy.experience import Experience
+from equipoise.policy.lagrangian import Reading
+from equipoise.policy.update import Learned
+from equipoise.records import text_of
+
+
+class Clock:
+    """Seconds of each part of an update."""
+
+    def __init__(self) -> None:
+        """Begin with no part."""
+        self._spent: dict[str, float] = {}
+        self._part = ""
+        self._since = time.monotonic()
+
+    def __call__(self, part: str) -> None:
+        """Say which part begins."""
+        now = time.monotonic()
+        self._spent[self._part] = self._spent.get(self._part, 0.0) + now - self._since
+        self._part, self._since = part, now
+
+    def stop(self) -> dict[str, float]:
+        """Return the seconds of all parts."""
+        self("")
+        return {part: round(seconds, 3) for part, seconds in self._spent.items() if part}
+
+
+def log_line(
+    update: int,
+    experience: Experience,
+    readings: Sequence[Reading],
+    budgets: Sequence[float],
+    learned: Learned,
+) -> dict[str, Any]:
+    """Return the numbers of an update, counted from 1; `budgets` as they are compared with `costs`."""
+    reward, costs, severity = experience.signals
+    names = [reading.name for reading in readings]
+    responses = len(experience.rollouts)
+    return {
+        "update": update,
+        "responses": responses,
+        "reward": _mean(reward),
+        "reward_std": reward.double().std(correction=min(1, responses - 1)).item(),
+        "costs": dict(zip(names, (_mean(column) for column in costs.unbind(dim=1)), strict=True)),
+        "budgets": dict(zip(names, budgets, strict=True)),
+        "multipliers": {reading.name: reading.multiplier for reading in readings},
+        "states": {reading.name: reading.state for reading in readings},
+        "kl": _mean(segment_sums(experience.kl.double(), experience.slots, responses)),
+        "harmful": _mean(costs[:, 0] > 0) if names else None,
+        "severity": None if severity is None else severity.double().mean(dim=0).tolist(),
+        "length": len(experience.slots) / responses,
+        "truncated": sum(rollout.is_truncated for rollout in experience.rollouts) / responses,
+        "repetition": sum(repetition(rollout.text) for rollout in experience.rollouts) / responses,
+        "entropy": -_mean(experience.logps),
+        "drift": max(experience.drift, learned.drift),
+        "clip_fraction": learned.clip_fraction,
+        "policy_loss": learned.policy_loss,
+        "value_losses": dict(zip(("reward", *names), learned.value_losses, strict=False)),
+        "ptx_loss": learned.ptx_loss,
+        "grad_norm": learned.grad_norm,
+        "lr": learned.lr,
+    }
+
+
+def sample_lines(
+    update: int, experience: Experience, names: Sequence[str], count: int
+) -> list[dict[str, Any]]:
+    """Return `count` responses with their scores, evenly spread over the rollout."""
+    total = len(experience.rollouts)
+    chosen = [total * i // count for i in range(count)] if count < total else range(total)
+    reward, costs, _ = experience.signals
+    return [_sample(update, experience.rollouts[i], reward[i], costs[i], names) for i in chosen]
+
+
+def repetition(text: str) -> float:
+    """Share of a text's sequences of 4 words that it has had before; 0 where it has fewer words.
+
+    >>> repetition("a b c d a b c d e")
+    0.16666666666666666
+    """
+    words = text.split()
+    grams = list(zip(words, words[1:], words[2:], words[3:], strict=False))
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def _sample(
+    update: int, rollout: Rollout, reward: Tensor, costs: Tensor, names: Sequence[str]
+) -> dict[str, Any]:
+    return {
+        "update": update,
+        "id": rollout.prompt.id,
+        "sample": rollout.sample,
+        "prompt": text_of(rollout.prompt.prompt),
+        "response": rollout.text,
+        "reward": reward.item(),
+        "costs": dict(zip(names, costs.tolist(), strict=True)),
+    }
+
+
+def _mean(values: Tensor) -> float:
+    return values.double().mean().item()

@@ -1,0 +1,274 @@
+"""What responses are worth and what they cost, from wherever it comes: one reward, and a cost per constraint.
+
+The sources are a scorer, which plays a role on the policy's own weights or is called beside it, a guard's
+severity, an HTTP server, and functions of the user's; rules may be added to the reward. A guard and rules are
+loaded by the layer above (`pipeline.scoring`) and passed in.
+
+Shapes: R responses, M constraints, L severity levels.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Literal, NamedTuple, Self, get_args
+
+import torch
+from pydantic import AfterValidator, Field, model_validator
+from torch import Tensor
+
+from equipoise.config import Config, InputPath, ModelRef
+from equipoise.errors import ConfigError, ModelError, near
+from equipoise.generation.rollouts import Rollout
+from equipoise.generation.sources import Device
+from equipoise.models.checkpoints import load_card
+from equipoise.models.roles import Roles
+from equipoise.models.roles_load import SCORER
+from equipoise.models.scorer import ScorerCard
+from equipoise.policy.sources import (
+    ByFunction,
+    ByGuard,
+    ByScorer,
+    ByServer,
+    Source,
+    from_folder,
+    from_role,
+    numbers,
+    quietly,
+)
+from equipoise.protocols import Judge, Reward
+from equipoise.records import Exchange
+from equipoise.rewards.learned import load_scorer
+from equipoise.rewards.served import RewardServer, ServedScores
+
+_FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+
+CostKind = Literal["scorer", "guard", "server"]
+RewardKind = Literal["scorer", "server", "rules"]
+
+
+class Signals(NamedTuple):
+    """What a rollout's responses are worth."""
+
+    reward: Tensor
+    """[R], better when higher."""
+    costs: Tensor
+    """[R, M], a column for each constraint, raw: worse when higher."""
+    severity: Tensor | None
+    """[R, L] probability of each level where there is a guard."""
+
+
+Scoring = Callable[[Sequence[Rollout]], Signals]
+"""Score responses. Whatever has this form will do in place of `load_scoring`."""
+
+
+def _is_of(kinds: tuple[str, ...]) -> Callable[[str], str]:
+    def check(source: str) -> str:
+        if source not in kinds and not _FUNCTION.fullmatch(source):
+            known = ", ".join(kinds)
+            raise ValueError(f"expected {known} or a function as package.module:name{near(source, kinds)}")
+        return source
+
+    return check
+
+
+class CostSettings(Config):
+    """Where the cost of one constraint comes from."""
+
+    source: Annotated[str, AfterValidator(_is_of(get_args(CostKind)))] = "scorer"
+    """scorer, guard, server, or a function as `package.module:name`, as with the reward."""
+    categories: tuple[str, ...] = ()
+    """Of a scorer: the highest cost among these counts; the cost as a whole where there are none."""
+    severity: Literal["expected", "at_least"] = "expected"
+    """Of a guard: the expected level, 0 to 3, or the probability of `level` or a worse one."""
+    level: Annotated[int, Field(ge=1, le=3)] = 2
+
+    @model_validator(mode="after")
+    def _belongs_to_its_source(self) -> Self:
+        for name, source in (("categories", "scorer"), ("severity", "guard"), ("level", "guard")):
+            if name in self.model_fields_set and self.source != source:
+                raise ValueError(f"{name}: goes with source {source}, got {self.source}")
+        if "level" in self.model_fields_set and self.severity != "at_least":
+            raise ValueError(f"level: goes with severity at_least, got {self.severity}")
+        return self
+
+
+class ScoringSettings(Config):
+    """Where reward and costs come from."""
+
+    reward: Annotated[str, AfterValidator(_is_of(get_args(RewardKind)))] = "scorer"
+    """scorer, server, rules alone, or a function as `package.module:name`, which takes exchanges and gives
+    numbers. A function is looked up by its name and run: take settings with one from nobody you do not trust.
+    Its name is part of a run's identity, its code is not."""
+    costs: dict[str, CostSettings] = {}
+    """Constraint -> where its cost comes from. One named `cost` takes the scorer's where nothing is said."""
+    scorer: InputPath | None = None
+    """Folder of a scorer of any kind that is called beside the policy; where None, `scorer` is the one among
+    the roles, which shares the policy's weights."""
+    rules: InputPath | None = None
+    """A folder of `train rules`, added to the reward."""
+    guard: ModelRef | None = None
+    """A guard's folder, or `default`: severities are logged, and may be costs; with rules it says which
+    prompts ask for harm."""
+    server: RewardServer | None = None
+    truncated_less: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """What a response that reached the limit of tokens loses of its reward."""
+    truncated_reward: Annotated[float | None, Field(allow_inf_nan=False)] = None
+    """The reward of every such response, whatever it says."""
+    device: Device = "auto"
+    """Where a scorer beside the policy and a guard compute."""
+
+    @model_validator(mode="after")
+    def _has_its_sources(self) -> Self:
+        asked = {self.reward, *(cost.source for cost in self.costs.values())}
+        for name in ("server", "guard"):
+            if name in asked and getattr(self, name) is None:
+                raise ValueError(f"{name}: none is given, but asked for; expected scoring.{name}")
+        if self.server is not None and "server" not in asked:
+            raise ValueError("server: nobody asks it; expected reward or a cost with source server")
+        if self.reward == "rules" and self.rules is None:
+            raise ValueError("rules: none are given, but they are the reward; expected scoring.rules")
+        if self.truncated_less and self.truncated_reward is not None:
+            raise ValueError("truncated_less: goes not with truncated_reward; expected one of them")
+        return self
+
+    def columns(self, names: Sequence[str]) -> dict[str, CostSettings]:
+        """Return where the cost of each constraint comes from.
+
+        Raises:
+            ConfigError: A constraint has no cost, or a cost no constraint.
+        """
+        for name in self.costs:
+            if name not in names:
+                known = ", ".join(names) or "none"
+                raise ConfigError(
+                    f"scoring.costs: no constraint '{name}'{near(name, names)}; there are: {known}"
+                )
+        found = {"cost": CostSettings()} | self.costs
+        for name in names:
+            if name not in found:
+                raise ConfigError(
+                    f"scoring.costs.{name}: missing; expected where this constraint's cost comes from"
+                )
+        return {name: found[name] for name in names}
+
+
+class Passed(NamedTuple):
+    """What the layer above has loaded."""
+
+    judge: Judge | None = None
+    """The guard of the settings."""
+    rules: Reward | None = None
+    """The rules of the settings, without a reward below them."""
+
+
+def load_scoring(
+    settings: ScoringSettings,
+    roles: Roles | None,
+    names: Sequence[str],
+    passed: Passed = Passed(),  # noqa: B008
+) -> Scoring:
+    """Load the sources that are needed, each once.
+
+    Args:
+        settings: Where reward and costs come from.
+        roles: Among them the scorer, unless the settings name another.
+        names: Of the constraints, in the order of the columns of costs.
+        passed: Guard and rules, where the settings name some.
+
+    Raises:
+        ConfigError: The settings do not fit the constraints, or a source is missing.
+        ModelError: A scorer was not trained for what is wanted of it.
+    """
+    columns = settings.columns(names)
+    for name, given in (("guard", passed.judge), ("rules", passed.rules)):
+        if getattr(settings, name) is not None and given is None:
+            raise ConfigError(f"scoring.{name}: was not loaded; expected it among what is passed in")
+    sources: list[Source] = []
+    by_scorer = {name: cost.categories for name, cost in columns.items() if cost.source == "scorer"}
+    if settings.reward == "scorer" or by_scorer:
+        sources.append(_scorer(settings, roles, by_scorer))
+    if passed.judge is not None:
+        levels = {
+            name: cost.level if cost.severity == "at_least" else None
+            for name, cost in columns.items()
+            if cost.source == "guard"
+        }
+        sources.append(ByGuard(passed.judge, levels))
+    if settings.server is not None:
+        wanted = [name for name, cost in columns.items() if cost.source == "server"]
+        sources.append(
+            ByServer(ServedScores(settings.server, reward=settings.reward == "server", costs=wanted))
+        )
+    functions: dict[str | None, str] = {None: settings.reward} | {n: c.source for n, c in columns.items()}
+    sources += [ByFunction(source, name) for name, source in functions.items() if ":" in source]
+    return Combined(settings, [quietly(source) for source in sources], names, passed.rules)
+
+
+def _scorer(settings: ScoringSettings, roles: Roles | None, costs: Mapping[str, Sequence[str]]) -> ByScorer:
+    wants_reward = settings.reward == "scorer"
+    if settings.scorer is not None:
+        scorer = load_scorer(settings.scorer, settings.device)
+        return ByScorer(from_folder(scorer), scorer.card, reward=wants_reward, costs=costs)
+    if roles is None or SCORER not in roles.roles:
+        what = "the reward" if wants_reward else f"the cost of '{next(iter(costs))}'"
+        raise ConfigError(
+            f"scoring: no scorer for {what}; expected roles.scorer, scoring.scorer or another source"
+        )
+    if roles.scorer_folder is None:
+        raise ModelError(
+            "scoring: the scorer among the roles is from no folder; expected roles of `load_roles`"
+        )
+    card = load_card(roles.scorer_folder, ScorerCard)
+    return ByScorer(from_role(roles), card, reward=wants_reward, costs=costs)
+
+
+class Combined:
+    """The `Scoring` of some sources."""
+
+    def __init__(
+        self,
+        settings: ScoringSettings,
+        sources: Sequence[Source],
+        names: Sequence[str],
+        rules: Reward | None = None,
+    ) -> None:
+        """Put sources together that give a reward and each of the costs between them."""
+        self._settings, self._sources, self._rules = settings, tuple(sources), rules
+        self._names = tuple(names)
+
+    def __call__(self, rollouts: Sequence[Rollout]) -> Signals:
+        """Ask each source once; 32-bit numbers on the CPU."""
+        exchanges = [record_of(rollout) for rollout in rollouts]
+        reward = torch.zeros(len(rollouts))
+        costs: dict[str, Tensor] = {}
+        severity = None
+        for source in self._sources:
+            given = source(exchanges)
+            reward = reward if given.reward is None else given.reward
+            severity = severity if given.severity is None else given.severity
+            costs |= given.costs
+        if self._rules is not None:
+            found = self._rules(exchanges)
+            reward = reward + numbers(found, len(rollouts), "scoring.rules", "higher_is_better")
+        reward = self._penalised(reward, rollouts)
+        columns = [costs[name] for name in self._names]
+        return Signals(
+            reward, torch.stack(columns, dim=1) if columns else torch.zeros(len(rollouts), 0), severity
+        )
+
+    def _penalised(self, reward: Tensor, rollouts: Sequence[Rollout]) -> Tensor:
+        """Take from responses that were cut off what the settings say, [R]."""
+        cut = torch.tensor([rollout.is_truncated for rollout in rollouts], dtype=torch.bool)
+        if self._settings.truncated_reward is not None:
+            return reward.masked_fill(cut, self._settings.truncated_reward)
+        return reward - self._settings.truncated_less * cut
+
+
+def record_of(rollout: Rollout) -> Exchange:
+    """Return a rollout as the record that sources take, with what is known of its prompt."""
+    prompt = rollout.prompt
+    known = {
+        "prompt_is_harmful": prompt.is_harmful,
+        "provenance": prompt.provenance,
+        "taxonomy": prompt.taxonomy,
+    }
+    return rollout.exchange.model_copy(update=known)

@@ -1,0 +1,106 @@
+"""Online training as a user starts it: the command, a kill, and several processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from equipoise.data.io import write_records
+from equipoise.lineage import read_manifest
+from equipoise.models.checkpoints import load_tensors
+from equipoise.records import Prompt
+
+HERE = Path(__file__).parent
+KILLED_AT = HERE.parent / "training" / "killed_at.py"
+
+
+@pytest.fixture
+def words(tiny_llama: Path, tmp_path: Path) -> list[str]:
+    """Return the words of a training of 4 updates of 2 steps each, without `--out`."""
+    path = tmp_path / "prompts.jsonl"
+    write_records(path, [Prompt(id=f"{i}", prompt=f"what of {i}" + " and so on" * (i % 3)) for i in range(9)])
+    settings = [
+        f"roles.policy={tiny_llama}",
+        "roles.device=cpu",
+        "roles.rank=4",
+        "updates=4",
+        "checkpoint_every=2",
+    ]
+    settings += ["rollout={prompts: 5, samples: 3, max_new_tokens: 12}", "optim={lr: 0.01, minibatches: 2}"]
+    settings += ["constraints=[{name: cost, budget: 0.1}]", "scoring.reward=scores_of_texts:reward"]
+    settings += ["scoring.costs={cost: {source: 'scores_of_texts:cost'}}"]
+    return ["--data", str(path), *(word for setting in settings for word in ("--set", setting))]
+
+
+def run(*command: str) -> "subprocess.CompletedProcess[str]":
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE", "FSDP"))}
+    environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(HERE)}
+    return subprocess.run(
+        [sys.executable, *command], env=environment, capture_output=True, text=True, check=False, timeout=3000
+    )
+
+
+def log_of(folder: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text("utf-8").splitlines()]
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ppo-lag", "group-lag"])
+def test_a_command_that_is_killed_goes_on_with_the_same_log(
+    kind: str, words: list[str], tmp_path: Path
+) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    done = run("-m", "equipoise", "train", kind, *words, "--out", str(whole))
+    assert done.returncode == 0, done.stderr[-2000:]
+    killed = run(str(KILLED_AT), "6", "train", kind, *words, "--out", str(broken))  # in the fourth update
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
+    assert [f.name for f in broken.glob("scratch/checkpoints/*")] == ["checkpoint-2"]
+    done = run("-m", "equipoise", "train", kind, *words, "--out", str(broken))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert log_of(broken) == log_of(whole)
+    assert len(log_of(whole)) == 4
+    one, two = (read_manifest(folder / "manifest.json") for folder in (whole, broken))
+    assert two.attempts == 2
+    assert two.outputs["adapter_model.safetensors"] == one.outputs["adapter_model.safetensors"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ppo-lag", "group-lag"])
+def test_two_launched_processes_learn_as_one(kind: str, words: list[str], tmp_path: Path) -> None:
+    alone, both = tmp_path / "alone", tmp_path / "both"
+    done = run("-m", "equipoise", "train", kind, *words, "--out", str(alone))
+    assert done.returncode == 0, done.stderr[-2000:]
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--main_process_port=0"]
+    command = [*launch, "-m", "equipoise", "train", kind, *words, "--out", str(both), "--json"]
+    done = run(*command)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout)["skipped"] is False
+    for found, expected in zip(log_of(both), log_of(alone), strict=True):
+        same = {"states", "warnings", "severity", "ptx_loss"}  # names, texts, and None
+        assert {name: found[name] for name in same} == {name: expected[name] for name in same}
+        for name in expected.keys() - same - {"drift"}:
+            assert found[name] == pytest.approx(expected[name], rel=1e-3, abs=1e-5), name
+    tensors = [load_tensors(folder / "adapter_model.safetensors") for folder in (both, alone)]
+    for name, tensor in tensors[1].items():
+        torch.testing.assert_close(tensors[0][name], tensor, rtol=1e-2, atol=1e-4)
+
+
+def test_a_launch_that_would_split_weights_is_refused() -> None:
+    from equipoise.errors import ConfigError
+    from equipoise.pipeline.steps import step_of
+    from equipoise.training.processes import produce_together
+
+    step = step_of("train.group_lag")
+    config = step.config.model_validate({"prompts": ["a"], "roles": {"policy": "tiny"}})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WORLD_SIZE", "2")
+        patch.setenv("ACCELERATE_USE_FSDP", "true")
+        with pytest.raises(ConfigError, match=r"train\.group_lag: splits no weights, got FSDP"):
+            produce_together(Path("out"), step, config)
