@@ -17,6 +17,7 @@ def model_card(
     kind: str,
     backbone: str,
     about: str,
+    *,
     polarity: dict[str, Polarity] | None = None,
     constraints: Mapping[str, str] | None = None,
 ) -> None:

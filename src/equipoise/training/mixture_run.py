@@ -118,7 +118,7 @@ def train_mixture(config: MixtureConfig, run: Run) -> None:
         "Mixture of rewards",
         config.backbone,
         f"scores a response in the eyes of {config.groups} groups of {config.unit} units",
-        {"reward": "higher_is_better"},
+        polarity={"reward": "higher_is_better"},
     )
 
 

@@ -227,7 +227,7 @@ def train_scorer(config: ScorerConfig, run: Run, embedder: Embedder = embed) -> 
         "Scorer",
         config.backbone,
         f"scores {' and '.join(trained)} of a response",
-        {"reward": card.reward_polarity, "cost": card.cost_polarity},
+        polarity={"reward": card.reward_polarity, "cost": card.cost_polarity},
     )
 
 
