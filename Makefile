@@ -58,6 +58,13 @@ bench: $(READY)  ## Run the benchmarks into benchmarks/results/; DATA=DIR adds t
 	$(BIN)/python benchmarks/guard_speed.py --guard src/equipoise/moderation/shipped/equipoise-guard $(if $(DATA),--data $(DATA))
 	$(BIN)/python benchmarks/guard_server.py --guard src/equipoise/moderation/shipped/equipoise-guard $(if $(DATA),--data $(DATA))
 	$(BIN)/python benchmarks/release_size.py
+	$(BIN)/pip install --quiet --constraint constraints.txt 'trl==1.16.*'
+	$(BIN)/python benchmarks/preference.py $(if $(DATA),--data $(DATA))
+	$(BIN)/python benchmarks/scorer.py $(if $(DATA),--data $(DATA))
+	$(BIN)/python benchmarks/rollout.py
+	$(BIN)/python benchmarks/roles_memory.py
+	$(if $(DATA),$(BIN)/python benchmarks/scorer_folds.py --data $(DATA))
+	$(if $(DATA),$(BIN)/python benchmarks/objectives.py --data $(DATA))
 	$(if $(DATA),$(BIN)/python benchmarks/default_guard.py --measure --data $(DATA))
 	$(if $(DATA),$(BIN)/python benchmarks/guard_research.py --data $(DATA))
 	$(if $(DATA),$(BIN)/python benchmarks/gibberish.py --data $(DATA))

@@ -93,6 +93,7 @@ def learn(
     beta: float = BETA,
     loss: str = "ppo",
     moved_by: Callable[[Rollout], Tensor] = raw_costs,
+    cost_noise: float = 0.1,
 ) -> Run:
     """Roll out, move the multipliers, take a step; the reference is the starting policy, all arms equal.
 
@@ -103,7 +104,7 @@ def learn(
     logits = torch.zeros(prompts, arms, dtype=torch.float64, requires_grad=True)
     reference = logits.detach().log_softmax(-1)
     means = torch.cat([bandit.reward[..., None], bandit.costs], -1)
-    noise = torch.full_like(means[0, 0], 0.1)
+    noise = torch.full_like(means[0, 0], cost_noise)
     noise[0] = bandit.noise
     readings, costs, policies = [], [], []
     for _ in range(steps):
@@ -202,7 +203,7 @@ def test_the_multiplier_rises_while_the_cost_exceeds_the_budget_and_falls_below(
     run = learn(
         tempting_bandit(), rloo_lag, Multiplier([ConstraintSettings(budget=BUDGET)], settings), steps=60
     )
-    before, rises, falls = settings.initial, 0, 0
+    before, rises, falls = settings.first, 0, 0
     for (reading,) in run.readings:
         if reading.cost > BUDGET:
             assert reading.multiplier > before
@@ -212,6 +213,24 @@ def test_the_multiplier_rises_while_the_cost_exceeds_the_budget_and_falls_below(
             falls += 1
         before = reading.multiplier
     assert min(rises, falls) > 5
+
+
+def test_a_rate_of_a_few_hundredths_is_held_by_a_multiplier_that_knows_its_deviation() -> None:
+    """.05 at the start and .01 allowed: in the cost's own units that moves no multiplier."""
+    first = tempting_bandit()
+    bandit = Bandit(first.reward, 0.27 * ((first.costs + 1) / 2) ** 3)
+    start, budget = bandit.costs.mean().item(), 0.01
+    assert 0.04 < start < 0.06
+    found = {}
+    for is_scaled in (True, False):
+        multiplier = Multiplier([ConstraintSettings(budget=budget)], DAMPED)
+        if is_scaled:
+            multiplier.start(bandit.costs.flatten(0, 1))
+        run = learn(bandit, grpo_lag, multiplier, lr=10.0, cost_noise=0.02, steps=300)
+        found[is_scaled] = bandit.value(run.policy)
+    assert found[True][1][0] < budget + 0.005
+    assert found[True][0] >= 0.9 * bandit.optimum([budget])
+    assert found[False][1][0] > budget + 0.03
 
 
 BUDGETS = (-0.4, BUDGET, 0.1)

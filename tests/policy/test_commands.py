@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from equipoise.data.io import write_records
 from equipoise.lineage import read_manifest
@@ -18,6 +17,11 @@ from equipoise.records import Prompt
 
 HERE = Path(__file__).parent
 KILLED_AT = HERE.parent / "training" / "killed_at.py"
+
+
+CLOSE = {"policy_loss": 1e-4, "clip_fraction": 0.02, "kl": 1e-4}
+"""How near two logs are whose gradients were added up in another order, beside one in a thousand: a sum of
+terms that cancel, a share of tokens that one token changes, and a difference of nearly equal numbers."""
 
 
 @pytest.fixture
@@ -85,11 +89,14 @@ def test_two_launched_processes_learn_as_one(kind: str, words: list[str], tmp_pa
     for found, expected in zip(log_of(both), log_of(alone), strict=True):
         same = {"states", "warnings", "severity", "ptx_loss"}  # names, texts, and None
         assert {name: found[name] for name in same} == {name: expected[name] for name in same}
+        assert max(found["drift"], expected["drift"]) < 1e-4  # rounding, which is not the same
         for name in expected.keys() - same - {"drift"}:
-            assert found[name] == pytest.approx(expected[name], rel=1e-3, abs=1e-5), name
+            close = CLOSE.get(name, 1e-5)
+            assert found[name] == pytest.approx(expected[name], rel=1e-3, abs=close), name
     tensors = [load_tensors(folder / "adapter_model.safetensors") for folder in (both, alone)]
     for name, tensor in tensors[1].items():
-        torch.testing.assert_close(tensors[0][name], tensor, rtol=1e-2, atol=1e-4)
+        apart = (tensors[0][name] - tensor).norm()  # of one weight Adam may turn a rounding into a step
+        assert apart <= 1e-2 * tensor.norm(), name
 
 
 def test_a_launch_that_would_split_weights_is_refused() -> None:

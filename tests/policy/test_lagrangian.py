@@ -86,20 +86,106 @@ def test_a_budget_that_is_not_given_is_a_quantile_of_what_the_start_costs() -> N
     assert multiplier.budgets == (1.0, -5.0)
 
 
-def test_a_constraint_that_does_not_bind_from_the_start_is_warned_of() -> None:
-    multiplier = Multiplier([ConstraintSettings(budget=0.0)])
-    (warning,) = multiplier.start(column([-0.9, -0.5]))
+def test_a_calibrated_budget_that_is_the_least_cost_is_warned_of() -> None:
+    multiplier = Multiplier([ConstraintSettings(), ConstraintSettings(name="rate")])
+    (warning,) = multiplier.start(torch.tensor([[0.0, 0.0], [0.0, 0.1], [0.0, 0.2], [3.0, 0.3]]))
     assert warning == (
-        "constraint 'cost' is inactive: the starting policy costs -0.7 in the mean, within the budget 0; "
+        "constraint 'cost': the budget 0 is the least that a response costs, so that none may cost more; "
+        "give a budget or another quantile"
+    )
+
+
+@pytest.mark.parametrize(
+    ("more", "unit"), [({}, 2.0), ({"rule": "projected"}, 2.0), ({"scaled": False}, 1.0)]
+)
+def test_an_excess_is_in_units_of_how_far_the_starting_costs_deviate_from_the_budget(
+    more: dict[str, object], unit: float
+) -> None:
+    multiplier, plain = given(5.0, **more), given(0.0, **more)
+    multiplier.start(column([3.0, 7.0, 3.0, 7.0]))
+    (reading,) = multiplier.update(column([6.0, 8.0]))
+    plain.update(column([2.0 / unit]))
+    assert multiplier.values == pytest.approx(plain.values)
+    assert (reading.cost, reading.budget) == (7.0, 5.0)
+
+
+def test_the_papers_multiplier_moves_by_the_costs_own_units() -> None:
+    multiplier = Multiplier([ConstraintSettings(budget=0.0)], PAPER)
+    multiplier.start(column([-4.0, 4.0]))
+    multiplier.update(column([1.0]))
+    assert multiplier.values[0] == pytest.approx(math.exp(0.1))
+
+
+def test_costs_that_are_the_budget_leave_the_unit_at_1() -> None:
+    multiplier, plain = given(0.1), given(0.1)
+    multiplier.start(column([0.1, 0.1]))
+    for each in (multiplier, plain):
+        each.update(column([0.3, 0.4]))
+    assert multiplier.values == pytest.approx(plain.values)
+
+
+def test_a_rate_far_below_one_still_moves_its_multiplier() -> None:
+    rare = column([1.0] * 5 + [0.0] * 95)
+    multiplier, unscaled = given(0.01), given(0.01)
+    multiplier.start(rare)
+    for _ in range(100):
+        multiplier.update(rare)
+        unscaled.update(rare)
+    unit = math.sqrt(0.05 * 0.99**2 + 0.95 * 0.01**2)
+    assert multiplier.values[0] == pytest.approx(0.04 / unit * (1 + 0.05 * 100), rel=1e-6)
+    assert multiplier.values[0] > 1
+    assert unscaled.values[0] < 0.25
+
+
+def test_a_rate_that_was_near_zero_at_the_start_does_not_throw_its_multiplier() -> None:
+    multiplier = given(0.01)
+    multiplier.start(column([1e-5, 2e-5, 1e-5]))
+    multiplier.update(column([1e-5, 2e-5, 1e-5]))
+    (reading,) = multiplier.update(column([0.02, 0.02]))
+    assert 0 <= reading.multiplier < 0.5
+
+
+def test_a_constraint_that_does_not_bind_from_the_start_is_warned_of() -> None:
+    multiplier = given(0.0)
+    assert multiplier.start(column([-0.9, -0.5])) == ()
+    assert multiplier.update(column([-0.9, -0.5]))[0].warning == (
+        "constraint 'cost' is inactive (cost -0.7, budget 0, multiplier 0, from the start); "
         "a lower budget would bind"
     )
+    assert multiplier.update(column([-0.9, -0.5]))[0].warning is None
+
+
+def test_what_prompts_exceed_the_budget_by_is_compared_with_the_slack() -> None:
+    multiplier = given(-3.0, patience=2)
+    first, second, third = (
+        multiplier.update(column(c), 0.1)[0] for c in ([0.0, 0.1], [0.0, 0.0], [0.0, 0.4])
+    )
+    assert first.warning == (
+        "constraint 'cost' is inactive (prompts exceed its budget by 0.05 in the mean, slack 0.1, "
+        "multiplier 0, from the start); a lower budget would bind"
+    )
+    assert "slack 0.1, multiplier 0, 2 updates in a row" in str(second.warning)
+    assert (third.state, third.budget) == ("active", 0.1)
+    assert third.cost == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("ki", [0.05, 0.0])
+def test_pid_goes_on_from_its_first_value(ki: float) -> None:
+    multiplier = given(0.0, initial=2.0, rule_params={"ki": ki}, delay=1)
+    seen = [multiplier.update(column([c]))[0].multiplier for c in (9.0, 0.0, 0.0, -1.0)]
+    assert seen == pytest.approx([2.0, 2.0, 2.0, 2.0 - ki - 0.2])
+    assert given(0.0).values == (0.0,)
+    assert given(0.0, rule="projected").values == (1.0,)
 
 
 def test_a_constraint_that_stays_inactive_is_warned_of_once() -> None:
     multiplier = given(0.0, patience=4, rule="projected")
     readings = [multiplier.update(column([-0.7]))[0] for _ in range(9)]
     assert {reading.state for reading in readings} == {"inactive"}
-    assert [reading.warning is not None for reading in readings] == [False] * 3 + [True] + [False] * 5
+    assert [reading.warning is not None for reading in readings] == [
+        *[True, False, False],
+        *[True, False, False, False, False, False],
+    ]
     assert "inactive (cost -0.7, budget 0, multiplier 0.72, 4 updates in a row)" in str(readings[3].warning)
 
 
@@ -144,7 +230,7 @@ def test_costs_need_a_column_per_constraint(shape: tuple[int, ...]) -> None:
 SETTINGS = [
     MultiplierSettings(rule="projected", patience=3),
     PAPER.model_copy(update={"window": 15, "delay": 4}),
-    MultiplierSettings(rule="pid", rule_params={"kd": 0.3}, patience=2),
+    MultiplierSettings(rule="pid", rule_params={"kd": 0.3}, patience=2, initial=0.5),
 ]
 
 
@@ -168,8 +254,9 @@ def test_a_run_that_is_killed_and_resumed_is_the_same_run(settings: MultiplierSe
 
 
 def test_everything_that_changes_is_in_the_state() -> None:
-    multiplier = given(0.0, rule="pid", window=8)
+    multiplier = given(-1.0, rule="pid", window=8)
     before = multiplier.state_dict()
+    multiplier.start(rollouts(1)[0])
     for costs in rollouts(3):
         multiplier.update(costs)
     after = multiplier.state_dict()
@@ -177,6 +264,7 @@ def test_everything_that_changes_is_in_the_state() -> None:
     assert before["updates"] != after["updates"]
     assert before["window"] != after["window"]
     assert {k for k in own_after if own_after[k] != own_before[k]} >= {
+        "unit",
         "value",
         "integral",
         "smoothed",
@@ -200,6 +288,13 @@ def test_another_runs_state_is_refused() -> None:
         (["rule=projected", "rule_params.ls=1"], "'projected' takes no 'ls'; it takes: lr"),
         (["rule=projected", "rule_params.lr=-0.1"], "greater than or equal to 0"),
         (["initial=11"], r"initial: got 11\.0; expected at most the ceiling, 10\.0"),
+        (["rule=projected", "ceiling=0.5"], r"initial: got 1\.0; expected at most the ceiling, 0\.5"),
+        (
+            ["rule_params.smoothing=1.5"],
+            r"rule_params: pid: smoothing: got 1\.5; expected 0 or more, below 1",
+        ),
+        (["ceiling=.inf"], "ceiling: Input should be a finite number"),
+        (["rule_params.kp=.nan"], r"rule_params\.kp: Input should be a finite number"),
         (["rule=log_sgd", "initial=0"], "initial: got 0; expected above 0"),
     ],
 )

@@ -121,6 +121,7 @@ def test_what_is_logged_saved_and_published(make_config: Any, arbitrary: Scoring
         assert line["budgets"] == {"cost": 0.0}
         assert line["value_losses"].keys() == {"reward", "cost"}
         assert line["severity"] == [0.5, 0.25, 0.25, 0.0]
+        assert line["harmful"] == 0.5
         assert 0 < line["length"] <= 10
         assert line["ptx_loss"] is None
     samples = lines_of(out, "samples")
@@ -160,6 +161,17 @@ def test_the_first_lines_numbers_are_those_of_the_starting_policy(
     assert line["length"] == len(logps) / len(seen)
     assert line["truncated"] == sum(rollout.is_truncated for rollout in seen) / len(seen)
     assert line["drift"] < 1e-4
+
+
+def test_a_first_cost_that_is_a_probability_says_nothing_of_how_many_are_harmful(
+    make_config: Any, arbitrary: Scoring, tmp_path: Path
+) -> None:
+    def probabilities(rollouts: Sequence[Rollout]) -> Signals:
+        found = arbitrary(rollouts)
+        return found._replace(costs=found.costs.sigmoid())
+
+    train(make_config("group", updates=1), tmp_path / "out", probabilities)
+    assert lines_of(tmp_path / "out")[0]["harmful"] is None
 
 
 def test_a_score_that_is_no_number_stops_the_run_which_then_goes_on(
@@ -207,10 +219,28 @@ def test_repo_compares_the_mean_excess_of_prompts_with_the_slack(
 
     config = make_config("group", estimator="repo", updates=1, slack=0.1)
     train(config, tmp_path / "out", watched)
-    by_prompt = arbitrary(seen).costs.reshape(4, 3).mean(1)
-    excess = by_prompt.clamp(min=0).mean().item() - 0.1
+    costs = arbitrary(seen).costs
+    excess = costs.reshape(4, 3).mean(1).clamp(min=0).mean().item() - 0.1
+    unit = costs.square().mean().sqrt().item()
     (line,) = lines_of(tmp_path / "out")
-    assert line["multipliers"]["cost"] == pytest.approx(max(0.0, 1.05 * excess), abs=1e-6)
+    assert line["multipliers"]["cost"] == pytest.approx(max(0.0, 1.05 * excess / unit), abs=1e-6)
+
+
+def test_repo_is_warned_of_by_what_prompts_exceed_the_budget_by(make_config: Any, tmp_path: Path) -> None:
+    """Each prompt's cost is 1 or -3: the mean is within the budget, half of the prompts are not."""
+
+    def scoring(rollouts: Sequence[Rollout]) -> Signals:
+        costs = torch.tensor([[1.0 if i < len(rollouts) // 2 else -3.0] for i in range(len(rollouts))])
+        return Signals(torch.tensor([float(len(r.ids)) for r in rollouts]), costs, None)
+
+    found = {}
+    for estimator in ("repo", "grpo"):
+        config = make_config("group", estimator=estimator, updates=1)
+        train(config, tmp_path / estimator, scoring)
+        (found[estimator],) = lines_of(tmp_path / estimator)
+    assert found["repo"]["warnings"] == []
+    assert found["repo"]["states"] == {"cost": "active"}
+    assert "is inactive (cost -1, budget 0, multiplier 0, from the start)" in found["grpo"]["warnings"][0]
 
 
 def share(rollout: Rollout, ids: range) -> float:
@@ -260,6 +290,25 @@ def test_a_toy_reward_rises_and_its_cost_keeps_to_the_budget(
         (PpoLagConfig, ["kl.estimator=k1"], "got k1 in the loss, where its gradient is 0"),
         (PpoLagConfig, ["objective=pop"], r"objective: got 'pop' \(did you mean 'ppo'\?\)"),
         (PpoLagConfig, ["objective_params.dual_clip=0.5"], r"objective_params: ppo: dual_clip: got 0\.5"),
+        (
+            GroupLagConfig,
+            ["objective_params.clip=-0.2"],
+            r"objective_params\.clip: .*or equal to 0, got -0\.2",
+        ),
+        *(
+            (PpoLagConfig, [f"paper={value}"], r"paper: Input should be a valid boolean, got '?\w+'?$")
+            for value in ("yes", "on", "1", '"true"')
+        ),
+        *(
+            (PpoLagConfig, [f"{name}={value}"], f"{name}: Input should be a finite number")
+            for name in ("kl.beta", "optim.lr", "critic.lr", "score_clip")
+            for value in (".nan", ".inf")
+        ),
+        (
+            GroupLagConfig,
+            ["constraints=[{budget: .nan}]"],
+            r"constraints\.0\.budget: .* finite number, got nan",
+        ),
         (PpoLagConfig, ["constraints=[{name: reward}]"], "got the name 'reward' twice"),
         (PpoLagConfig, ["optim.minibatches=17"], "got 17 of 16 prompts"),
         (PpoLagConfig, ["critics.lr=1"], r"critics: no such setting \(did you mean 'critic'\?\)"),
@@ -292,11 +341,23 @@ def test_the_papers_settings_stand_below_what_is_said() -> None:
         128,
         3.0,
     )
+    assert not config.multiplier.scaled
     assert config.ptx is not None
     assert config.ptx.coef == 16.0
     assert config.constraints[0].budget == 0.0
     assert PpoLagConfig.model_validate(config.model_dump()) == config
     assert load_config(PpoLagConfig, None, given[:2]).multiplier.rule == "pid"
+
+
+def test_another_rule_under_paper_has_parameters_of_its_own() -> None:
+    given = ["prompts=[a.jsonl]", "roles.policy=tiny", "paper=true", "multiplier.rule=pid"]
+    config = load_config(PpoLagConfig, None, given)
+    assert (config.multiplier.rule, config.multiplier.rule_params) == ("pid", {})
+    assert config.multiplier.scaled
+    assert (config.multiplier.window, config.multiplier.ceiling) == (128, 5.0)
+    assert PpoLagConfig.model_validate(config.model_dump()) == config
+    config = load_config(PpoLagConfig, None, [*given, "multiplier.rule_params.kp=2"])
+    assert config.multiplier.rule_params == {"kp": 2}
 
 
 def test_prompts_that_cannot_make_a_rollout_are_told(

@@ -1,7 +1,8 @@
 """How a multiplier follows its constraint: rules, each a step of plain numbers.
 
-A rule takes the multiplier's state and by how much the mean cost exceeds the budget, and returns the next
-state. Keyword-only parameters are the settings a config may give. The multiplier lies in [0, ceiling].
+A rule takes the multiplier's state and by how much the mean cost exceeds the budget, in units that the caller
+chooses, and returns the next state. Keyword-only parameters are the settings a config may give. The
+multiplier lies in [0, ceiling].
 """
 
 import math
@@ -17,7 +18,7 @@ class MultiplierState(NamedTuple):
 
     value: float
     integral: float = 0.0
-    """Sum of the excess so far, at least 0."""
+    """What the excess so far adds up to, in units of the multiplier."""
     smoothed: float | None = None
     """Excess as the PID rule saw it last, a moving average; None before the first step."""
 
@@ -50,21 +51,21 @@ def pid(
     kd: float = 0.0,
     smoothing: float = 0.8,
 ) -> MultiplierState:
-    """k <- {kp e + ki I + kd {e - e_last}+}+, I <- {I + e}+, e the excess. Stooke et al. 2020.
+    """k <- {kp e + I + kd {e - e_last}+}+, I <- {I + ki e}+, e the excess. Stooke et al. 2020.
 
     The proportional term damps the oscillation that the integral alone (`projected`) has; the defaults are
-    for costs with a deviation near 1. The integral stops where ki I is the ceiling, so that a multiplier that
-    was saturated falls at once. `smoothing` is the weight of what was before in a moving average of e, for
-    the terms in kp and kd; a first step has no difference. The value that it starts from is not used.
+    for costs with a deviation near 1. The integral begins with the multiplier's first value, and stops at the
+    ceiling, so that a multiplier that was saturated falls at once. `smoothing` is the weight of what was
+    before in a moving average of e, for the terms in kp and kd; a first step has no difference.
     """
     if not smoothing < 1:
         raise ValueError(f"pid: smoothing: got {smoothing}; expected 0 or more, below 1")
-    before = excess if state.smoothed is None else state.smoothed
+    before, integral = state.smoothed, state.integral
+    if before is None:
+        before, integral = excess, state.value
     smoothed = smoothing * before + (1 - smoothing) * excess
-    integral = max(0.0, state.integral + excess)
-    if ki > 0:
-        integral = min(integral, ceiling / ki)
-    value = kp * smoothed + ki * integral + kd * max(0.0, smoothed - before)
+    integral = min(max(0.0, integral + ki * excess), ceiling)
+    value = kp * smoothed + integral + kd * max(0.0, smoothed - before)
     return MultiplierState(min(max(0.0, value), ceiling), integral, smoothed)
 
 

@@ -27,6 +27,15 @@ from equipoise.policy.experience import Experience
 from equipoise.policy.settings import GroupLagConfig, OnlineConfig, PpoLagConfig
 
 
+class Moved(NamedTuple):
+    """What the multipliers are moved by."""
+
+    costs: Tensor
+    """[R, M] raw; of RePO [P, M] what prompts exceed the budgets by."""
+    slack: float | None = None
+    """Of RePO: what the mean of that is compared with, where others compare costs with budgets."""
+
+
 class Credit(NamedTuple):
     """What is learned of each token."""
 
@@ -36,16 +45,11 @@ class Credit(NamedTuple):
     """[N, S] what the critics are to expect; None without critics."""
 
 
-def moved_by(config: OnlineConfig, costs: Tensor, budgets: Sequence[float]) -> Tensor:
-    """Costs that the multipliers are moved by, [R, M] -> [R or P, M]: raw.
-
-    For RePO each prompt's is the budget plus what the prompt is over it, less the slack, so that a
-    multiplier compares the mean excess with the slack.
-    """
+def moved_by(config: OnlineConfig, costs: Tensor, budgets: Sequence[float]) -> Moved:
+    """Return what the multipliers are moved by, of raw costs [R, M]."""
     if not isinstance(config, GroupLagConfig) or config.estimator != "repo":
-        return costs
-    excess = prompt_excess(_by_prompt(config, costs), budgets)
-    return excess + excess.new_tensor(budgets) - config.slack
+        return Moved(costs)
+    return Moved(prompt_excess(_by_prompt(config, costs), budgets), config.slack)
 
 
 def credit(

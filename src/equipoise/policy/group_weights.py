@@ -7,12 +7,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from equipoise.config import Config
 from equipoise.errors import ModelError
 from equipoise.objectives.maxmin import mean_of_min, min_of_mean
+from equipoise.policy.lagrangian import FiniteConfig
 
 
-class MaxMinSettings(Config):
+class MaxMinSettings(FiniteConfig):
     """How several groups' rewards become one."""
 
     aggregate: Literal["min_of_mean", "mean_of_min"] = "min_of_mean"

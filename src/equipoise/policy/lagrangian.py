@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
-from pydantic import Field, NonNegativeFloat, model_validator
+from pydantic import ConfigDict, Field, NonNegativeFloat, model_validator
 from torch import Tensor
 
 from equipoise.config import Config, bind
@@ -25,7 +25,17 @@ NEGLIGIBLE = 0.01
 """A multiplier at or below this does nothing that one could see in a policy."""
 
 
-class ConstraintSettings(Config):
+ROUNDING = 1e-6
+"""Costs that deviate from the budget by no more are the budget."""
+
+
+class FiniteConfig(Config):
+    """Settings whose numbers are neither infinite nor NaN."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+
+class ConstraintSettings(FiniteConfig):
     """What may cost how much in the mean."""
 
     name: str = "cost"
@@ -35,15 +45,19 @@ class ConstraintSettings(Config):
     """Of the costs of the starting policy's responses, where no budget is given."""
 
 
-class MultiplierSettings(Config):
+class MultiplierSettings(FiniteConfig):
     """How the multipliers move. The defaults are ours; `PAPER` has those of Safe RLHF."""
 
     rule: Literal["pid", "projected", "log_sgd", "fixed"] = "pid"
     """projected and log_sgd swing about the budget, pid settles; fixed stays at `initial` and holds none."""
     rule_params: dict[str, NonNegativeFloat] = {}
     """Settings of the rule, by the names of its keyword-only parameters."""
-    initial: float = Field(default=1.0, ge=0)
+    initial: float | None = Field(default=None, ge=0)
+    """Where None: 0 with pid, which is at once where the first excess puts it, and 1 with the others."""
     ceiling: float = Field(default=10.0, gt=0)
+    scaled: bool = True
+    """Move by the excess in units of how far the starting policy's costs deviate from the budget, which suits
+    costs of any scale and rates of a few hundredths; else in the cost's own units."""
     window: int = Field(default=0, ge=0)
     """Responses whose mean cost is compared with the budget; at least those of the last rollout."""
     delay: int = Field(default=0, ge=0)
@@ -53,18 +67,28 @@ class MultiplierSettings(Config):
 
     @model_validator(mode="after")
     def _check(self) -> "MultiplierSettings":
-        try:
-            bind("rule", MULTIPLIER_RULES, self.rule, self.rule_params)
-        except ConfigError as exc:
-            raise ValueError(str(exc)) from exc
-        if self.initial > self.ceiling:
-            raise ValueError(f"initial: got {self.initial}; expected at most the ceiling, {self.ceiling}")
+        if self.first > self.ceiling:
+            raise ValueError(f"initial: got {self.first}; expected at most the ceiling, {self.ceiling}")
         if self.rule == "log_sgd" and self.initial == 0:
             raise ValueError("initial: got 0; expected above 0, which the rule 'log_sgd' never leaves")
+        try:
+            rule = bind("rule", MULTIPLIER_RULES, self.rule, self.rule_params)
+            rule(MultiplierState(self.first), 0.0, self.ceiling)
+        except ConfigError as exc:
+            raise ValueError(str(exc)) from exc
+        except ValueError as exc:
+            raise ValueError(f"rule_params: {exc}") from exc
         return self
 
+    @property
+    def first(self) -> float:
+        """What a multiplier is before its first step."""
+        if self.initial is not None:
+            return self.initial
+        return 0.0 if self.rule == "pid" else 1.0
 
-PAPER = MultiplierSettings(rule="log_sgd", rule_params={"lr": 0.1}, ceiling=5.0, window=128)
+
+PAPER = MultiplierSettings(rule="log_sgd", rule_params={"lr": 0.1}, ceiling=5.0, window=128, scaled=False)
 """Dai et al. 2023 (Safe RLHF), as in its code; there the budget is 0 and an update is a micro-batch's."""
 
 
@@ -74,11 +98,13 @@ class Reading(NamedTuple):
     name: str
     multiplier: float
     cost: float
-    """Mean raw cost over the window."""
+    """Mean raw cost over the window, or what it exceeds the budget by, see `Multiplier.update`."""
     budget: float
+    """What that is compared with."""
     state: State
     warning: str | None
-    """One line, once for every time that the constraint stays inactive or saturated for long."""
+    """One line, where the constraint does not bind from the start, and once for every time that it stays
+    inactive or saturated for long."""
 
 
 class _Constraint:
@@ -87,6 +113,7 @@ class _Constraint:
     def __init__(self, settings: ConstraintSettings, initial: float) -> None:
         self.name = settings.name
         self.budget = settings.budget
+        self.unit = 1.0
         self.state = MultiplierState(initial)
         self.was_exceeded = False
         self.idle: State = "active"
@@ -114,7 +141,7 @@ class Multiplier:
         self.settings = settings
         self._rule = bind("rule", MULTIPLIER_RULES, settings.rule, settings.rule_params)
         self._quantiles = [constraint.quantile for constraint in constraints]
-        self._constraints = [_Constraint(constraint, settings.initial) for constraint in constraints]
+        self._constraints = [_Constraint(constraint, settings.first) for constraint in constraints]
         self._window: list[list[float]] = []
         self._updates = 0
 
@@ -134,7 +161,9 @@ class Multiplier:
         return tuple(constraint.required_budget() for constraint in self._constraints)
 
     def start(self, costs: Tensor) -> tuple[str, ...]:
-        """Calibrate budgets that were not given, and warn of constraints that do not bind.
+        """Calibrate budgets that were not given, and the unit in which an excess moves the multipliers.
+
+        The unit is the root of the mean square of costs less the budget. Returns what there is to warn of.
 
         Args:
             costs: [R, M] raw costs of responses of the starting policy.
@@ -146,35 +175,39 @@ class Multiplier:
         ):
             if constraint.budget is None:
                 constraint.budget = torch.quantile(column, quantile).item()
-            mean = column.mean().item()
-            if mean <= constraint.budget:
-                warnings.append(
-                    f"constraint '{constraint.name}' is inactive: the starting policy costs {mean:.4g} in "
-                    f"the mean, within the budget {constraint.budget:.4g}; a lower budget would bind"
-                )
+                if constraint.budget == column.min():
+                    warnings.append(
+                        f"constraint '{constraint.name}': the budget {constraint.budget:.4g} is the least "
+                        "that a response costs, so that none may cost more; give a budget or another quantile"
+                    )
+            unit = (column - constraint.budget).square().mean().sqrt().item()
+            if self.settings.scaled and unit > ROUNDING:
+                constraint.unit = unit
         return tuple(warnings)
 
-    def update(self, costs: Tensor) -> tuple[Reading, ...]:
+    def update(self, costs: Tensor, slack: float | None = None) -> tuple[Reading, ...]:
         """Move every multiplier by the mean cost over the window, and say where each constraint stands.
 
         A cost that is not finite raises RunStoppedError and leaves the state as it was.
 
         Args:
             costs: [R, M] raw costs of a rollout's responses, those of all ranks.
+            slack: Where given, costs are what prompts exceed the budgets by, [P, M], and compared with this.
         """
         rows = self._rows(costs)
         self._window = (self._window + rows)[-max(self.settings.window, len(rows)) :]
-        waits = self._updates < self.settings.delay
-        self._updates += 1
         means = [math.fsum(column) / len(self._window) for column in zip(*self._window, strict=True)]
         if not self.settings.window:
             self._window = []
-        return tuple(map(self._move, self._constraints, means, [waits] * len(means)))
+        readings = tuple(self._move(c, mean, slack) for c, mean in zip(self._constraints, means, strict=True))
+        self._updates += 1
+        return readings
 
-    def _move(self, constraint: _Constraint, cost: float, waits: bool) -> Reading:
-        budget, ceiling = constraint.required_budget(), self.settings.ceiling
+    def _move(self, constraint: _Constraint, cost: float, slack: float | None) -> Reading:
+        ceiling, waits = self.settings.ceiling, self._updates < self.settings.delay
+        budget = constraint.required_budget() if slack is None else slack
         if not waits:
-            constraint.state = self._rule(constraint.state, cost - budget, ceiling)
+            constraint.state = self._rule(constraint.state, (cost - budget) / constraint.unit, ceiling)
         value = constraint.state.value
         constraint.was_exceeded |= cost > budget
         now: State = "active"
@@ -185,11 +218,15 @@ class Multiplier:
         constraint.streak = constraint.streak + 1 if now == constraint.idle else 1
         constraint.idle = now
         warning = None
-        if constraint.streak == self.settings.patience and now != "active":
+        begins = self._updates == 0 and now == "inactive"
+        if begins or (constraint.streak == self.settings.patience and now != "active"):
+            what = f"cost {cost:.4g}, budget {budget:.4g}"
+            if slack is not None:
+                what = f"prompts exceed its budget by {cost:.4g} in the mean, slack {slack:.4g}"
+            since = "from the start" if begins else f"{constraint.streak} updates in a row"
             mends = "raise the ceiling or the budget" if now == "saturated" else "a lower budget would bind"
             warning = (
-                f"constraint '{constraint.name}' is {now} (cost {cost:.4g}, budget {budget:.4g}, multiplier "
-                f"{value:.4g}, {constraint.streak} updates in a row); {mends}"
+                f"constraint '{constraint.name}' is {now} ({what}, multiplier {value:.4g}, {since}); {mends}"
             )
         return Reading(constraint.name, value, cost, budget, "waiting" if waits else now, warning)
 
@@ -214,6 +251,7 @@ class Multiplier:
             "constraints": {
                 c.name: {
                     "budget": c.budget,
+                    "unit": c.unit,
                     **c.state._asdict(),
                     "was_exceeded": c.was_exceeded,
                     "idle": c.idle,
@@ -239,6 +277,6 @@ class Multiplier:
         self._window = [list(row) for row in state["window"]]
         for c in self._constraints:
             own = saved[c.name]
-            c.budget, c.was_exceeded = own["budget"], own["was_exceeded"]
+            c.budget, c.unit, c.was_exceeded = own["budget"], own["unit"], own["was_exceeded"]
             c.idle, c.streak = own["idle"], own["streak"]
             c.state = MultiplierState(**{field: own[field] for field in MultiplierState._fields})

@@ -10,9 +10,11 @@ from typing import Any
 from torch import Tensor
 
 from equipoise.generation.rollouts import Rollout
+from equipoise.objectives.constraints import severity_at_least
 from equipoise.objectives.sequence import segment_sums
 from equipoise.policy.experience import Experience
 from equipoise.policy.lagrangian import Reading
+from equipoise.policy.scoring import Signals
 from equipoise.policy.update import Learned
 from equipoise.records import text_of
 
@@ -59,7 +61,7 @@ def log_line(
         "multipliers": {reading.name: reading.multiplier for reading in readings},
         "states": {reading.name: reading.state for reading in readings},
         "kl": _mean(segment_sums(experience.kl.double(), experience.slots, responses)),
-        "harmful": _mean(costs[:, 0] > 0) if names else None,
+        "harmful": _harmful(experience.signals),
         "severity": None if severity is None else severity.double().mean(dim=0).tolist(),
         "length": len(experience.slots) / responses,
         "truncated": sum(rollout.is_truncated for rollout in experience.rollouts) / responses,
@@ -75,6 +77,17 @@ def log_line(
     }
 
 
+def _harmful(signals: Signals) -> float | None:
+    """Return the mean P(severity >= 1), or the share whose first cost is above 0, or None.
+
+    None where no first cost is below 0: such a cost may be a probability or a level, which is above 0 always.
+    """
+    if signals.severity is not None:
+        return _mean(severity_at_least(signals.severity, 1))
+    first = signals.costs[:, :1]
+    return _mean(first > 0) if bool((first < 0).any()) else None
+
+
 def sample_lines(
     update: int, experience: Experience, names: Sequence[str], count: int
 ) -> list[dict[str, Any]]:
@@ -88,8 +101,8 @@ def sample_lines(
 def repetition(text: str) -> float:
     """Share of a text's sequences of 4 words that it has had before; 0 where it has fewer words.
 
-    >>> repetition("a b c d a b c d e")
-    0.16666666666666666
+    >>> repetition("a b a b a b a")
+    0.5
     """
     words = text.split()
     grams = list(zip(words, words[1:], words[2:], words[3:], strict=False))

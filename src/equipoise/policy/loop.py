@@ -118,7 +118,7 @@ def _update(
         if update == 0 and constraint.budget is None:
             what = f"quantile {constraint.quantile} of what the starting policy's responses cost"
             say(f"constraint '{constraint.name}': the budget is {budget:.4g}, {what}")
-    readings = multiplier.update(moved_by(config, costs, budgets))
+    readings = multiplier.update(*moved_by(config, costs, budgets))
     learned = learner.learn(experience, credit(config, experience, multiplier.values, budgets), update)
     warnings += [reading.warning for reading in readings if reading.warning is not None]
     return {**log_line(update + 1, experience, readings, budgets, learned), "warnings": warnings}

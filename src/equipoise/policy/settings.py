@@ -4,20 +4,20 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, JsonValue, model_validator
+from pydantic import Field, JsonValue, NonNegativeFloat, StrictBool, model_validator
 
-from equipoise.config import Config, InputPath, IsAside, bind
+from equipoise.config import InputPath, IsAside, bind
 from equipoise.errors import ConfigError
 from equipoise.models.roles_load import RoleSettings
 from equipoise.objectives.policy_gradient import POLICY_LOSSES, PolicyTokens
-from equipoise.policy.lagrangian import PAPER, ConstraintSettings, MultiplierSettings
+from equipoise.policy.lagrangian import PAPER, ConstraintSettings, FiniteConfig, MultiplierSettings
 from equipoise.policy.scoring import ScoringSettings
 
 REWARD = "reward"
 """Name of the reward among the signals; the others have the names of their constraints."""
 
 
-class RolloutSettings(Config):
+class RolloutSettings(FiniteConfig):
     """What is written between two updates, with temperature 1 and no nucleus."""
 
     prompts: int = Field(default=16, ge=1)
@@ -31,7 +31,7 @@ class RolloutSettings(Config):
     """Responses that are written at a time."""
 
 
-class PolicyOptim(Config):
+class PolicyOptim(FiniteConfig):
     """How the actor is optimised: AdamW, over `epochs` times `minibatches` steps per rollout."""
 
     lr: float = Field(default=1e-4, gt=0)
@@ -52,8 +52,12 @@ class PolicyOptim(Config):
     """Compute each layer again in the backward pass: less memory, about a third more time, same numbers."""
 
 
-class KlSettings(Config):
-    """The divergence from the reference, which stands in one place."""
+class KlSettings(FiniteConfig):
+    """The divergence from the reference, which stands in one place.
+
+    In the reward it is in every cost as well, so that the multipliers leave its weight as it is. Where there
+    are constraints, settings under which they would not are refused: what scales columns apart, and RePO.
+    """
 
     beta: float = Field(default=0.05, ge=0)
     """Its weight, per nat: of advantages in the loss, of scores in the reward."""
@@ -74,7 +78,7 @@ class KlSettings(Config):
         return self
 
 
-class PtxSettings(Config):
+class PtxSettings(FiniteConfig):
     """Good answers that are to be remembered: a term of every step's loss."""
 
     exchanges: tuple[InputPath, ...] = Field(min_length=1)
@@ -86,7 +90,7 @@ class PtxSettings(Config):
     """Those with more are left out and counted."""
 
 
-class OnlineConfig(Config):
+class OnlineConfig(FiniteConfig):
     """What both kinds of online training are told."""
 
     prompts: tuple[InputPath, ...] = Field(min_length=1)
@@ -101,7 +105,7 @@ class OnlineConfig(Config):
     kl: KlSettings = KlSettings()
     objective: str = "ppo"
     """`ppo` or `reinforce`."""
-    objective_params: dict[str, float] = {}
+    objective_params: dict[str, NonNegativeFloat] = {}
     """Keyword parameters of the objective: clip, clip_high, dual_clip."""
     mean_over: Literal["tokens", "responses"] = "tokens"
     """What counts the same in a step's loss."""
@@ -147,14 +151,14 @@ class OnlineConfig(Config):
         return self.optim.minibatches * self.optim.epochs == 1
 
 
-class GaeSettings(Config):
+class GaeSettings(FiniteConfig):
     """How far the critics are trusted. Schulman et al. 2016."""
 
     gamma: float = Field(default=1.0, gt=0, le=1)
     decay: float = Field(default=0.95, ge=0, le=1)
 
 
-class CriticSettings(Config):
+class CriticSettings(FiniteConfig):
     """How the critics learn, one for the reward and one for each constraint."""
 
     lr: float = Field(default=1e-3, gt=0)
@@ -167,7 +171,7 @@ class CriticSettings(Config):
 PAPER_SETTINGS: dict[str, JsonValue] = {
     "rollout": {"samples": 1},
     "constraints": [{"budget": 0.0}],
-    "multiplier": PAPER.model_dump(),
+    "multiplier": PAPER.model_dump(exclude_unset=True),
     "kl": {"beta": 0.01, "place": "reward"},
     "mean_over": "responses",
     "whiten": "none",
@@ -180,12 +184,18 @@ PAPER_SETTINGS: dict[str, JsonValue] = {
 class PpoLagConfig(OnlineConfig):
     """Settings of `train ppo-lag`: critics for the reward and each constraint (Dai et al. 2023, Safe RLHF).
 
-    `paper` takes the paper's algorithm as its code has it. There the multiplier moves with every micro-batch
-    of a rollout: `rollout.prompts` is then the size of that. Departures: PTX is a term of the same step's
-    loss, and rates of learning stay ours, since theirs are for 7 billion weights that all learn.
+    `paper` takes the paper's algorithm as its code has it, but for this:
+
+    - The critics are fresh linear heads on the actor's hidden states, to which they send no gradient; the
+      paper's are networks of their own that start from the reward and the cost model.
+    - The actor learns a low-rank adapter unless `roles.tune` is `full`; the paper's learns all its weights.
+    - PTX is a term of the same step's loss; the paper's is a step of its own.
+    - Rates of learning stay ours, since theirs are for 7 billion weights that all learn.
+    - The multiplier moves once in a rollout; the paper's moves with every micro-batch of one, the size of
+      which is then `rollout.prompts`.
     """
 
-    paper: bool = False
+    paper: StrictBool = False
     gae: GaeSettings = GaeSettings()
     whiten: Literal["apart", "together", "none"] = "apart"
     """Advantages to deviation 1: of the reward and of each cost, of all by that of the reward, or not."""
@@ -198,10 +208,20 @@ class PpoLagConfig(OnlineConfig):
     def _take_the_papers(cls, data: Any) -> Any:
         if not isinstance(data, Mapping) or data.get("paper") is not True:
             return data
-        paper: dict[str, JsonValue] = dict(PAPER_SETTINGS)
+        paper: dict[str, Any] = dict(PAPER_SETTINGS)
         if isinstance(data.get("ptx"), Mapping):
             paper["ptx"] = {"coef": 16.0}
+        multiplier = data.get("multiplier")
+        if isinstance(multiplier, Mapping) and "rule" in multiplier:
+            its_own = {"rule_params", "scaled"}
+            paper["multiplier"] = {k: v for k, v in paper["multiplier"].items() if k not in its_own}
         return _under(paper, data)
+
+    @model_validator(mode="after")
+    def _keeps_the_weight_of_the_divergence(self) -> "PpoLagConfig":
+        if self.whiten == "apart":
+            _require_one_scale(self, "whiten apart", "kl.place loss, or whiten together or none")
+        return self
 
 
 class GroupLagConfig(OnlineConfig):
@@ -223,7 +243,21 @@ class GroupLagConfig(OnlineConfig):
             )
         if self.estimator == "repo" and not self.constraints:
             raise ValueError("estimator: got repo without constraints; expected one, or grpo")
+        if self.estimator == "repo":
+            _require_one_scale(self, "estimator repo", "kl.place loss, or estimator rloo")
+        if self.estimator == "grpo" and self.scale != "none":
+            what = f"scale {self.scale}"
+            _require_one_scale(self, what, "kl.place loss, scale none, or estimator rloo")
         return self
+
+
+def _require_one_scale(config: OnlineConfig, got: str, expected: str) -> None:
+    """Refuse a divergence in the reward and in costs that do not have the same weight among advantages."""
+    if config.constraints and config.kl.place == "reward" and config.kl.beta:
+        raise ValueError(
+            f"kl.place: got reward with {got}, where the weight of the divergence would change with the"
+            f" multipliers; expected {expected}"
+        )
 
 
 def _under(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

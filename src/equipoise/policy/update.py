@@ -117,7 +117,7 @@ class Learner:
             clip_fraction=mean[1],
             grad_norm=math.fsum(norms) / len(norms),
             lr=lr,
-            drift=self._drift,
+            drift=max(gathered(self._drift)),
         )
 
     def _parts(self, rows: int, update: int) -> Iterator[list[int]]:

@@ -216,7 +216,7 @@ def _harm_charts(numbers: Sequence[int], updates: Sequence[Update]) -> list[Char
     harmful = [each.harmful for each in updates]
     if any(share is not None for share in harmful):
         drawn = curves(numbers, [Curve("harmful", harmful, "under_safe")], is_share=True, from_zero=True)
-        shown.append(Chart("Responses whose first cost is above 0", _way(harmful, is_share=True), drawn, []))
+        shown.append(Chart("Harmful responses", _way(harmful, is_share=True), drawn, []))
     levels = [each.severity for each in updates if each.severity is not None]
     if len(levels) == len(updates):
         above = range(1, min(map(len, levels)))

@@ -37,7 +37,7 @@ class Update(_Line):
     kl: float
     """Nats per response from the reference."""
     harmful: float | None = None
-    """Share whose first cost is above 0."""
+    """Mean probability of severity 1 or worse, or the share whose first cost is above 0."""
     severity: list[float] | None = None
     """Probability of each level, from 0."""
     length: float
