@@ -34,7 +34,7 @@ STEP = 0.1
 """Of the multiplier, under the projected rule."""
 ALPHA = 32.0
 PAGES = {"page_size": 128, "max_batch_tokens": 1024}
-"""Of transformers' continuous batches, which would else set aside half of the memory and write zeros to it."""
+"""Of transformers' continuous batches, which would else set aside half of all memory and fill it with zeros."""
 LOSSES = {"tokens": "dapo", "responses": "grpo"}
 """Our `mean_over`, and TRL's `loss_type` that is the same mean over one step."""
 
