@@ -8,8 +8,8 @@ same reward and cost, which take no time, so that writing and learning are what 
 says what else they are told. Responses differ, since the random numbers do; their real tokens are told. Timed
 is from the first token embedded to the last optimiser step: loading and saving count for nobody.
 
-Peers: TRL that learns from batches of 8 responses, its own size, from a whole rollout at once, and from that
-written by transformers' continuous batches. All write a rollout at once.
+Peers: TRL that learns from batches of 8 responses, its own size, from a whole rollout at once, and from one
+that transformers' continuous batches wrote. All write a rollout at once.
 
 `--equal` draws one batch of rollouts with one state of the adapter, moves both sides to another, so that the
 ratio is not 1, some of it out of bounds and the divergence not 0, and compares the loss and the gradients of
@@ -219,12 +219,9 @@ def differences(job: Job) -> dict[str, Any]:
     mine, batch, clipped = our_step(job)
     their, logged = their_step(job, batch)
     norms = [math.sqrt(math.fsum(float(g.square().sum()) for g in s.gradients)) for s in (mine, their)]
+    apart = abs(mine.loss - their.loss)
     return {
-        "loss": {
-            OURS: mine.loss,
-            PEER: their.loss,
-            "relative": abs(mine.loss - their.loss) / abs(their.loss),
-        },
+        "loss": {OURS: mine.loss, PEER: their.loss, "difference": apart, "relative": apart / abs(their.loss)},
         "gradient_norm": {OURS: norms[0], PEER: norms[1], "relative": abs(norms[0] - norms[1]) / norms[1]},
         "gradient": gradient_difference(mine.gradients, their.gradients),
         "clipped": {OURS: clipped, PEER: logged["clip_ratio/region_mean"]},

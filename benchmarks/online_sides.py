@@ -34,7 +34,7 @@ STEP = 0.1
 """Of the multiplier, under the projected rule."""
 ALPHA = 32.0
 PAGES = {"page_size": 128, "max_batch_tokens": 1024}
-"""Of transformers' continuous batches, which would else set aside half of all memory and fill it with zeros."""
+"""Of transformers' continuous batches, which would else fill half of all memory with zeros."""
 LOSSES = {"tokens": "dapo", "responses": "grpo"}
 """Our `mean_over`, and TRL's `loss_type` that is the same mean over one step."""
 
@@ -77,7 +77,13 @@ def our_config(job: Job) -> GroupLagConfig:
             "updates": job["updates"],
             "rollout": {name: job[name] for name in ("prompts", "samples", "max_new_tokens")},
             "constraints": [{"name": "cost", "budget": BUDGET}],
-            "multiplier": {"rule": "projected", "rule_params": {"lr": STEP}, "ceiling": 1e6, "scaled": False},
+            "multiplier": {
+                "rule": "projected",
+                "rule_params": {"lr": STEP},
+                "initial": 1.0,
+                "ceiling": 1e6,
+                "scaled": False,
+            },
             "kl": {"beta": job["beta"], "estimator": "k3"},
             "mean_over": job["mean_over"],
             "estimator": "grpo",
@@ -271,9 +277,9 @@ class FirstStep:
 
         def noted(tensor: Tensor, *args: Any, **kwargs: Any) -> None:
             self._parts.append(tensor.item())
-            back(tensor, *args, **kwargs)
+            back(tensor, *args, **kwargs)  # type: ignore[no-untyped-call]
 
-        Tensor.backward = noted  # type: ignore[method-assign]
+        Tensor.backward = noted  # type: ignore[method-assign, assignment]
         self._hook = register_optimizer_step_pre_hook(self._before)
         return self
 
