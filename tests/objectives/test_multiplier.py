@@ -37,11 +37,11 @@ def test_projected_matches_formula() -> None:
 def test_pid_matches_formula() -> None:
     kp, ki, kd, smoothing = 0.7, 0.2, 0.4, 0.6
     state = MultiplierState(1.0)
-    integral, last = 0.0, EXCESSES[0]
+    integral, last = 1.0, EXCESSES[0]
     for excess in EXCESSES:
         smoothed = smoothing * last + (1 - smoothing) * excess
-        integral = max(0.0, integral + excess)
-        expected = max(0.0, kp * smoothed + ki * integral + kd * max(0.0, smoothed - last))
+        integral = max(0.0, integral + ki * excess)
+        expected = max(0.0, kp * smoothed + integral + kd * max(0.0, smoothed - last))
         last = smoothed
         state = pid(state, excess, 100.0, kp=kp, ki=ki, kd=kd, smoothing=smoothing)
         assert state.value == pytest.approx(expected, rel=1e-12)
