@@ -61,6 +61,7 @@ bench: $(READY)  ## Run the benchmarks into benchmarks/results/; DATA=DIR adds t
 	$(BIN)/pip install --quiet --constraint constraints.txt 'trl==1.16.*'
 	$(BIN)/python benchmarks/preference.py $(if $(DATA),--data $(DATA))
 	$(BIN)/python benchmarks/scorer.py $(if $(DATA),--data $(DATA))
+	$(BIN)/python benchmarks/online.py --tokens 512
 	$(BIN)/python benchmarks/rollout.py
 	$(BIN)/python benchmarks/roles_memory.py
 	$(if $(DATA),$(BIN)/python benchmarks/scorer_folds.py --data $(DATA))

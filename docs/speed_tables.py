@@ -29,7 +29,7 @@ OURS = {
 
 def rows_of_speed() -> list[Row]:
     """Every ratio that is measured, in the order of the page."""
-    return [*trainings(), *rollouts(), *roles(), *guard(), *copies()]
+    return [*trainings(), *online(), *rollouts(), *roles(), *guard(), *copies()]
 
 
 def read(name: str) -> dict[str, Any]:
@@ -57,6 +57,14 @@ def trainings() -> Iterator[Row]:
                     times(found["times_per_cpu_second"]),
                     f"{found['memory']['median']:.2f}",
                 ]
+
+
+def online() -> Iterator[Row]:
+    """Responses per processor second, written and learned from."""
+    for peer, found in read("online").get("timed", {}).get("compared", {}).items():
+        beside = f"GRPOTrainer, the multiplier in a callback ({peer})"
+        ratio = times(found["times_per_cpu_second"])
+        yield ["GRPO under a constraint, LoRA", beside, ratio, f"{found['memory']['median']:.2f}"]
 
 
 def rollouts() -> Iterator[Row]:
