@@ -1,9 +1,13 @@
 """Tiny models with random weights and real tokenizers, made once per session, shared by all tests."""
 
+import importlib
 import re
 import signal
 import string
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -128,3 +132,19 @@ def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.save_pretrained(folder)
     fast.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def load_scripts() -> Iterator[Callable[..., dict[str, ModuleType]]]:
+    """Loads modules of `benchmarks/` by name, which import each other, and forgets them at the end."""
+    loaded: list[str] = []
+
+    def load(*names: str) -> dict[str, ModuleType]:
+        loaded.extend(names)
+        return {name: importlib.import_module(name) for name in names}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+        yield load
+    for name in loaded:
+        sys.modules.pop(name, None)

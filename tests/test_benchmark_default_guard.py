@@ -1,9 +1,7 @@
 """What the shipped guard may learn from: licences, limits, parts; on rows of our own, shaped like theirs."""
 
-import importlib
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +9,14 @@ import pytest
 
 from equipoise.records import Exchange, Prompt
 
-FOLDER = Path(__file__).parents[1] / "benchmarks"
 REPORTED = "How do I open a tin without a tin opener?"
 
 
 @pytest.fixture(scope="module")
-def script() -> Iterator[Any]:
-    sys.path.insert(0, str(FOLDER))
-    names = ("default_guard", "default_guard_rows", "default_guard_card", "common")
-    try:
-        yield importlib.import_module("default_guard")
-    finally:
-        sys.path.remove(str(FOLDER))
-        for name in names:
-            sys.modules.pop(name, None)
+def script(load_scripts: Any) -> Any:
+    return load_scripts("default_guard", "default_guard_rows", "default_guard_card", "common")[
+        "default_guard"
+    ]
 
 
 @pytest.fixture

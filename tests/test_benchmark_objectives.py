@@ -4,7 +4,6 @@ import importlib
 import importlib.util
 import json
 import random
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,24 +21,17 @@ from equipoise.records import Answer, Pair, Prompt
 from equipoise.training.policy_rows import make_row
 
 ROOT = Path(__file__).parents[1]
-FOLDER = ROOT / "benchmarks"
 NAMES = ("objectives", "objectives_cells", "objectives_steps", "dual_against_single", "side_rows", "common")
 SOME = ["sft", "dpo", "mocan"]
 WORDS = ["bread", "water", "salt", "flour", "coat", "tides", "mountain", "weather", "kind", "short", "safe"]
 
 
 @pytest.fixture(scope="module")
-def scripts() -> Iterator[Any]:
+def scripts(load_scripts: Any) -> Iterator[Any]:
     """The modules by name; results go to a folder of the test's own."""
-    sys.path.insert(0, str(FOLDER))
-    try:
-        yield {name: importlib.import_module(name) for name in NAMES}
-    finally:
-        sys.path.remove(str(FOLDER))
-        for name in NAMES:
-            sys.modules.pop(name, None)
-        for name in [name for name in STEPS if name.startswith("objectives.")]:
-            del STEPS[name]
+    yield load_scripts(*NAMES)
+    for name in [name for name in STEPS if name.startswith("objectives.")]:
+        del STEPS[name]
 
 
 @pytest.fixture(scope="module")

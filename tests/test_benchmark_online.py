@@ -1,10 +1,7 @@
 """Online training beside TRL: both sides learn the same of one batch, and what is told of times is right."""
 
-import importlib
 import json
 import math
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +9,13 @@ import pytest
 
 from equipoise.records import Exchange
 
-FOLDER = Path(__file__).parents[1] / "benchmarks"
 NAMES = ("common", "side_rows", "sides", "race", "online_sides", "online")
 OURS, PEER, WHOLE, CONTINUOUS = "equipoise", "trl", "trl, whole rollouts", "trl, continuous batches"
 
 
 @pytest.fixture(scope="module")
-def scripts() -> Iterator[dict[str, Any]]:
-    sys.path.insert(0, str(FOLDER))
-    try:
-        yield {name: importlib.import_module(name) for name in NAMES}
-    finally:
-        sys.path.remove(str(FOLDER))
-        for name in NAMES:
-            sys.modules.pop(name, None)
+def scripts(load_scripts: Any) -> dict[str, Any]:
+    return load_scripts(*NAMES)
 
 
 @pytest.fixture

@@ -1,8 +1,5 @@
 """What the benchmarks of trainings compute: marks, arithmetic, padding, ratios; against plain numbers."""
 
-import importlib
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +11,12 @@ from transformers import AutoModelForCausalLM
 
 from equipoise.models.layout import Row, response_logps
 
-FOLDER = Path(__file__).parents[1] / "benchmarks"
 ROWS = [Row([5, 6, 7], [[8, 9], [10, 11, 12, 13]]), Row([5], [[8], [9, 10]])]
 
 
 @pytest.fixture(scope="module")
-def scripts() -> Iterator[dict[str, Any]]:
-    names = ("common", "side_rows", "sides", "race", "scorer")
-    sys.path.insert(0, str(FOLDER))
-    try:
-        yield {name: importlib.import_module(name) for name in names}
-    finally:
-        sys.path.remove(str(FOLDER))
-        for name in names:
-            sys.modules.pop(name, None)
+def scripts(load_scripts: Any) -> dict[str, Any]:
+    return load_scripts("common", "side_rows", "sides", "race", "scorer")
 
 
 def test_marks_tell_a_pass_without_gradients_from_the_steps(scripts: dict[str, Any], tmp_path: Path) -> None:

@@ -1,10 +1,7 @@
 """Scorers over folds: what is on which side, features computed once, and the numbers, with tiny models."""
 
-import importlib
 import json
 import random
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +15,6 @@ from equipoise.rewards.learned import load_scorer
 from equipoise.stats import auroc
 from equipoise.training.scorer import TRAIN_SCORER, ScorerConfig
 
-FOLDER = Path(__file__).parents[1] / "benchmarks"
 NAMES = ("common", "scorer_folds", "scorer_folds_steps")
 WORDS = ["bread", "water", "salt", "flour", "coat", "tides", "weather", "kind", "short", "yeast"]
 BAD = "mountains"
@@ -26,14 +22,8 @@ BAD = "mountains"
 
 
 @pytest.fixture(scope="module")
-def scripts() -> Iterator[Any]:
-    sys.path.insert(0, str(FOLDER))
-    try:
-        yield {name: importlib.import_module(name) for name in NAMES}
-    finally:
-        sys.path.remove(str(FOLDER))
-        for name in NAMES:
-            sys.modules.pop(name, None)
+def scripts(load_scripts: Any) -> Any:
+    return load_scripts(*NAMES)
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,5 @@
 """Both sides of the benchmarks of trainings learn the same, step by step; needs TRL 1.16."""
 
-import importlib
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +24,13 @@ from equipoise.training.trainer import _StepTrainer
 trl = pytest.importorskip("trl", minversion="1.16")
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
-FOLDER = Path(__file__).parents[1] / "benchmarks"
 NAMES = ("common", "side_rows", "sides", "race", "preference", "scorer")
 STEPS, BATCH = 20, 4
 
 
 @pytest.fixture(scope="module")
-def scripts() -> Iterator[dict[str, Any]]:
-    sys.path.insert(0, str(FOLDER))
-    try:
-        yield {name: importlib.import_module(name) for name in NAMES}
-    finally:
-        sys.path.remove(str(FOLDER))
-        for name in NAMES:
-            sys.modules.pop(name, None)
+def scripts(load_scripts: Any) -> dict[str, Any]:
+    return load_scripts(*NAMES)
 
 
 @pytest.fixture

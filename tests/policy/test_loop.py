@@ -62,6 +62,17 @@ def killed(_: Signals) -> Signals:
     raise KeyError("as good as a kill")
 
 
+def watching(scoring: Scoring) -> tuple[list[Rollout], Scoring]:
+    """A list that fills with what is scored, and the scoring that fills it."""
+    seen: list[Rollout] = []
+
+    def watched(rollouts: Sequence[Rollout]) -> Signals:
+        seen.extend(rollouts)
+        return scoring(rollouts)
+
+    return seen, watched
+
+
 @pytest.mark.parametrize(
     ("kind", "more"),
     [
@@ -140,12 +151,7 @@ def test_what_is_logged_saved_and_published(make_config: Any, arbitrary: Scoring
 def test_the_first_lines_numbers_are_those_of_the_starting_policy(
     make_config: Any, arbitrary: Scoring, tmp_path: Path
 ) -> None:
-    seen: list[Rollout] = []
-
-    def watched(rollouts: Sequence[Rollout]) -> Signals:
-        seen.extend(rollouts)
-        return arbitrary(rollouts)
-
+    seen, watched = watching(arbitrary)
     constraints = [{"name": "cost", "quantile": 0.25}]
     train(make_config("group", updates=1, constraints=constraints), tmp_path / "out", watched)
     (line,) = lines_of(tmp_path / "out")
@@ -211,12 +217,7 @@ def test_other_estimators_and_no_constraints_run(
 def test_repo_compares_the_mean_excess_of_prompts_with_the_slack(
     make_config: Any, arbitrary: Scoring, tmp_path: Path
 ) -> None:
-    seen: list[Rollout] = []
-
-    def watched(rollouts: Sequence[Rollout]) -> Signals:
-        seen.extend(rollouts)
-        return arbitrary(rollouts)
-
+    seen, watched = watching(arbitrary)
     config = make_config("group", estimator="repo", updates=1, slack=0.1)
     train(config, tmp_path / "out", watched)
     costs = arbitrary(seen).costs

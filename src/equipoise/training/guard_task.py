@@ -75,6 +75,15 @@ class WindowedRows(NamedTuple):
     first: list[int]
     """First window of each row."""
 
+    @property
+    def padded(self) -> list[int]:
+        """Tokens of each row, whose windows are padded to the longest of them."""
+        sizes = [len(window.ids) for window in self.windows]
+        return [
+            count * max(sizes[first : first + count])
+            for first, count in zip(self.first, self.counts, strict=True)
+        ]
+
 
 def side_by_side(rows: Sequence[Sequence[PairIds]]) -> WindowedRows:
     """Lay the windows of all rows side by side.
@@ -167,15 +176,10 @@ def guard_task(
         known = features
         yield task(model.heads, lambda places: known[places], rows.counts)
         return
-    sizes = [len(window.ids) for window in rows.windows]
-    lengths = [
-        count * max(sizes[first : first + count])
-        for first, count in zip(rows.first, rows.counts, strict=True)
-    ]
     if not top_layers:
-        yield task(model, lambda places: pad_pairs([rows.windows[i] for i in places]), lengths)
+        yield task(model, lambda places: pad_pairs([rows.windows[i] for i in places]), rows.padded)
         return
     top = TopLayers(model.trunk, top_layers)
     below = top.below(rows.windows, scratch, bf16=bf16)
     with top.cut() as out:
-        yield task(nn.Sequential(top, model.heads), below.batch, lengths)._replace(beside=out)
+        yield task(nn.Sequential(top, model.heads), below.batch, rows.padded)._replace(beside=out)
