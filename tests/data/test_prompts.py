@@ -52,6 +52,14 @@ def test_a_prompt_asks_for_harm_as_its_records_say_and_else_by_its_answers(recor
     assert [prompt.is_harmful for prompt in prompts_of(records, by_answers=True)] == [by_answers]
 
 
+def test_a_contested_prompt_keeps_no_other_label_of_harm() -> None:
+    harmful = Prompt(id="x", prompt="p", is_harmful=True, severity=3, categories=frozenset({"Violence"}))
+    (alone,) = prompts_of([harmful])
+    assert (alone.severity, alone.categories) == (3, {"Violence"})
+    (contested,) = prompts_of([harmful, exchange("p", True, is_harmful=False)])
+    assert (contested.is_harmful, contested.severity, contested.categories) == (None, None, None)
+
+
 def test_a_step_takes_some_of_one_kind(tmp_path: Path) -> None:
     write_records(tmp_path / "in.jsonl", [pair(f"p{i}", True, i % 2 == 0) for i in range(40)])
     config = PromptsConfig(files=(tmp_path / "in.jsonl",), by_answers=True, is_harmful=True, most=5)

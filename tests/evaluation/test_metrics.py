@@ -4,8 +4,8 @@ import math
 
 import pytest
 
+from equipoise.data.repetition import repetition
 from equipoise.evaluation.metrics import METRICS, limit_of, measure, proportion, state_of
-from equipoise.evaluation.rows import repetition
 from equipoise.stats import wilson
 
 

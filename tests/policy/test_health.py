@@ -102,8 +102,8 @@ def test_what_goes_with_no_rise_of_the_reward_is_no_hacking(what: str) -> None:
 
 
 def test_a_flat_cost_at_its_budget_is_what_is_wanted() -> None:
-    lines = planted("reward", {0: 0.0, 60: 4.0}, planted("cost", {0: 3.0, 30: 0.0}))
-    assert told(lines) == []
+    for costs in ({0: 3.0, 30: 0.0}, {0: 0.0}):
+        assert told(planted("reward", {0: 0.0, 60: 4.0}, planted("cost", costs))) == []
 
 
 def test_each_of_several_signs_and_constraints_has_its_warning() -> None:

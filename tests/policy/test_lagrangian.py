@@ -216,7 +216,7 @@ def test_a_cost_that_is_no_number_stops_the_run_and_changes_nothing(bad: float) 
     multiplier = given(0.0, window=4)
     multiplier.update(column([1.0]))
     before = multiplier.state_dict()
-    with pytest.raises(RunStoppedError, match="constraint 'cost': update 1: a cost is not finite"):
+    with pytest.raises(RunStoppedError, match="constraint 'cost': update 2: a cost is not finite"):
         multiplier.update(column([1.0, bad]))
     assert multiplier.state_dict() == before
 

@@ -175,9 +175,9 @@ def test_functions_give_the_reward_and_costs() -> None:
     [
         ("as_cost", ModelError, "scores of which higher is worse; expected that higher is better"),
         ("few", ModelError, "gave 1 numbers for 4 responses; expected one for each"),
-        ("text", ModelError, "expected a number or a Score, got str"),
+        ("text", ModelError, "'.+#0': expected a number or a Score, got str"),
         ("truth", ModelError, "expected a number or a Score, got bool"),
-        ("missing", RunStoppedError, "gave nan; expected a finite number"),
+        ("missing", RunStoppedError, "'.+#.': gave nan; expected a finite number"),
     ],
 )
 def test_what_a_function_gives_wrong_is_refused(name: str, error: type[Exception], message: str) -> None:

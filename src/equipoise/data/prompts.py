@@ -70,7 +70,10 @@ def _prompt(known: _Seen, by_answers: bool) -> Prompt:
     first = known.first
     own = first.model_dump(include={"source", "licence", "taxonomy", "prompt"})
     if isinstance(first, Prompt):
-        return first.model_copy(update={"id": content_id("prompt", first), "is_harmful": is_harmful})
+        labels = {"severity": None, "categories": None} if len(known.said) > 1 else {}
+        return first.model_copy(
+            update={"id": content_id("prompt", first), "is_harmful": is_harmful, **labels}
+        )
     prompt = Prompt(id="", **own, is_harmful=is_harmful)
     return prompt.model_copy(update={"id": content_id("prompt", prompt)})
 

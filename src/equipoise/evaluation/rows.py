@@ -72,19 +72,6 @@ def count_words(text: str) -> int:
     return len(text.split())
 
 
-def repetition(text: str) -> float:
-    """Share of repeated word 3-grams, 1 - distinct / total, case ignored; 0 under three words.
-
-    >>> repetition("go on and on and on and on")
-    0.5
-    >>> repetition("too short")
-    0.0
-    """
-    words = text.lower().split()
-    grams = list(zip(words, words[1:], words[2:], strict=False))
-    return 1 - len(set(grams)) / len(grams) if grams else 0.0
-
-
 def load_run(folder: Path) -> EvaluationRun:
     """Read a finished evaluation; anything else raises DataError."""
     if not (folder / "manifest.json").is_file():

@@ -11,11 +11,12 @@ from typing import Annotated, Literal, Protocol
 from pydantic import BaseModel, ConfigDict, Field
 
 from equipoise.config import Config, IsInput, ModelRef
+from equipoise.data.repetition import repetition
 from equipoise.errors import RunStoppedError
 from equipoise.evaluation.card import evaluation_card
 from equipoise.evaluation.files import read_lines, write_json, write_lines
 from equipoise.evaluation.metrics import measure
-from equipoise.evaluation.rows import EvaluatedRow, count_words, repetition
+from equipoise.evaluation.rows import EvaluatedRow, count_words
 from equipoise.evaluation.suites import Select, load_suite, suite_hash
 from equipoise.lineage import Run, write_text
 from equipoise.moderation.default import GuardRef

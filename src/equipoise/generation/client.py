@@ -77,6 +77,11 @@ class ServerConfig(Config):
             )
         return url.rstrip("/")
 
+    @property
+    def address(self) -> str:
+        """What is asked: the very address."""
+        return self.url
+
 
 class EndpointConfig(ServerConfig):
     """A server of the OpenAI chat protocol, and how to treat it."""
@@ -107,6 +112,11 @@ class EndpointConfig(ServerConfig):
         for name in sorted(extra.keys() & _OURS):
             raise ValueError(f"'{name}' is set by the sampling and the endpoint; expected other fields")
         return extra
+
+    @property
+    def address(self) -> str:
+        """What is asked: chat completions, below the base address."""
+        return f"{self.url}/chat/completions"
 
     def price_of(self, model: str) -> Price | None:
         """Return the price of a model's tokens, None where the user gave none."""
@@ -147,12 +157,8 @@ class Client:
     """A pool of connections to one server; an asynchronous context."""
 
     def __init__(self, settings: ServerConfig, key: str | None) -> None:
-        """Prepare the connections; the environment's proxies are used, but never to this machine.
-
-        An endpoint is asked for chat completions, another server at its very address.
-        """
-        is_chat = isinstance(settings, EndpointConfig)
-        self._url = f"{settings.url}/chat/completions" if is_chat else settings.url
+        """Prepare the connections; the environment's proxies are used, but never to this machine."""
+        self._url = settings.address
         self._seconds, self._key = settings.timeout_seconds, key
         self._http = httpx2.AsyncClient(
             headers={"Authorization": f"Bearer {key}"} if key else {},

@@ -109,7 +109,7 @@ def _flat_cost(name: str, history: Sequence[Line], limits: Limits) -> str:
         return ""
     width = max(recent) - min(recent)
     whole, away = max(column) - min(column), abs(fmean(recent) - history[-1]["budgets"][name])
-    if width > limits.flat * whole or away < 10 * limits.flat * whole:
+    if width > limits.flat * whole or away <= 10 * limits.flat * whole:
         return ""
     stays = (
         f"stays at {fmean(recent):.4g} for {limits.window} updates, budget {history[-1]['budgets'][name]:.4g}"

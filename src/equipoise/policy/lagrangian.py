@@ -239,7 +239,9 @@ class Multiplier:
         finite = costs.isfinite().all(dim=0).tolist()
         for name, is_finite in zip(self.names, finite, strict=True):
             if not is_finite:
-                raise RunStoppedError(f"constraint '{name}': update {self._updates}: a cost is not finite")
+                raise RunStoppedError(
+                    f"constraint '{name}': update {self._updates + 1}: a cost is not finite"
+                )
         rows: list[list[float]] = costs.double().tolist()
         return rows
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from equipoise.data.repetition import repetition
 from equipoise.generation.rollouts import Rollout
 from equipoise.objectives.constraints import severity_at_least
 from equipoise.objectives.sequence import segment_sums
@@ -96,17 +97,6 @@ def sample_lines(
     chosen = [total * i // count for i in range(count)] if count < total else range(total)
     reward, costs, _ = experience.signals
     return [_sample(update, experience.rollouts[i], reward[i], costs[i], names) for i in chosen]
-
-
-def repetition(text: str) -> float:
-    """Share of a text's sequences of 4 words that it has had before; 0 where it has fewer words.
-
-    >>> repetition("a b a b a b a")
-    0.5
-    """
-    words = text.split()
-    grams = list(zip(words, words[1:], words[2:], words[3:], strict=False))
-    return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 def _sample(

@@ -248,7 +248,7 @@ class Combined:
             costs |= given.costs
         if self._rules is not None:
             found = self._rules(exchanges)
-            reward = reward + numbers(found, len(rollouts), "scoring.rules", "higher_is_better")
+            reward = reward + numbers(found, exchanges, "scoring.rules", "higher_is_better")
         reward = self._penalised(reward, rollouts)
         columns = [costs[name] for name in self._names]
         return Signals(

@@ -178,7 +178,7 @@ class ByFunction:
     def __call__(self, exchanges: Sequence[Exchange]) -> Given:
         """Return the numbers of each."""
         polarity: Polarity = "higher_is_better" if self._constraint is None else "higher_is_worse"
-        found = numbers(self._function(exchanges), len(exchanges), f"function '{self._name}'", polarity)
+        found = numbers(self._function(exchanges), exchanges, f"function '{self._name}'", polarity)
         return Given(found) if self._constraint is None else Given(None, {self._constraint: found})
 
 
@@ -199,8 +199,8 @@ def load_function(name: str) -> Callable[[Sequence[Exchange]], Any]:
     return function
 
 
-def numbers(found: Any, count: int, where: str, polarity: Polarity) -> Tensor:
-    """Return one number for each of `count` responses, [R], of plain numbers, scores or a tensor.
+def numbers(found: Any, exchanges: Sequence[Exchange], where: str, polarity: Polarity) -> Tensor:
+    """Return one number for each of R responses, [R], of plain numbers, scores or a tensor.
 
     Raises:
         ModelError: Another number of them, something that is no number, or a score whose polarity is not
@@ -208,19 +208,23 @@ def numbers(found: Any, count: int, where: str, polarity: Polarity) -> Tensor:
         RunStoppedError: One is not finite.
     """
     items = found.tolist() if hasattr(found, "tolist") else list(found)
-    if len(items) != count:
-        raise ModelError(f"{where}: gave {len(items)} numbers for {count} responses; expected one for each")
+    if len(items) != len(exchanges):
+        raise ModelError(
+            f"{where}: gave {len(items)} numbers for {len(exchanges)} responses; expected one for each"
+        )
     values = []
-    for item in items:
+    for item, exchange in zip(items, exchanges, strict=True):
         if isinstance(item, Score):
             if item.polarity != polarity:
                 has, needs = (kind.replace("_", " ") for kind in (item.polarity, polarity))
                 raise ModelError(f"{where}: gives scores of which {has}; expected that {needs}")
             item = item.value  # noqa: PLW2901
         if isinstance(item, bool) or not isinstance(item, int | float):
-            raise ModelError(f"{where}: expected a number or a Score, got {type(item).__name__}")
+            raise ModelError(
+                f"{where}: '{exchange.id}': expected a number or a Score, got {type(item).__name__}"
+            )
         if not math.isfinite(item):
-            raise RunStoppedError(f"{where}: gave {item}; expected a finite number")
+            raise RunStoppedError(f"{where}: '{exchange.id}': gave {item}; expected a finite number")
         values.append(float(item))
     return torch.tensor(values)
 

@@ -239,7 +239,7 @@ def _health_charts(numbers: Sequence[int], updates: Sequence[Update]) -> list[Ch
 
     lines = [
         Curve("cut off at the limit", [each.truncated for each in updates], "run2"),
-        Curve("repeated 4-word sequences", [each.repetition for each in updates], "run4"),
+        Curve("repeated word 3-grams", [each.repetition for each in updates], "run4"),
     ]
     said = "; ".join(f"{line.label}: {_way(line.values, is_share=True)}" for line in lines)
     return [
