@@ -5,9 +5,9 @@
 
 `prompt` is a text, or a list of messages with `role` and `content`. There is one number for each exchange, in
 order: a reward is better when higher, a cost worse, and above 0 means unsafe. What nobody asks for may be
-missing, and other fields are not read, but `error`, which says that there are no scores yet. It and the statuses
-408, 409, 425, 429 and those from 500 on mean "later" (a Retry-After is followed); any other error, a number that
-is missing and one that is not finite stop the run.
+missing, and other fields are not read, but `error`, which says that there are no scores yet. It and the
+statuses 408, 409, 425, 429 and those from 500 on mean "later" (a Retry-After is followed); any other error, a
+number that is missing and one that is not finite stop the run.
 """
 
 import asyncio
