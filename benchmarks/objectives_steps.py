@@ -191,7 +191,7 @@ def best_of_n_sft(config: BestOfNConfig, run: Run) -> None:
         rows,
         run.scratch / "scores.safetensors",
         tokenizer=backbone.tokenizer,
-        tokens_per_batch=config.optim.tokens_per_micro_batch,
+        tokens_per_batch=config.optim.micro_tokens,
     )
     lengths = torch.tensor([len(response) for row in rows for response in row.responses])
     slots = torch.arange(len(lengths)).repeat_interleave(lengths)

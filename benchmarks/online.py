@@ -250,7 +250,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--rank", type=int, default=16, help="of the adapter")
     parser.add_argument("--beta", type=float, default=0.05, help="weight of the divergence")
     parser.add_argument("--mean-over", choices=list(LOSSES), default="tokens", help="of a step's loss")
-    parser.add_argument("--tokens", type=int, default=4096, help="our tokens_per_micro_batch")
+    parser.add_argument("--tokens", type=int, default=512, help="our tokens_per_micro_batch")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)
     parser.add_argument("--equal", action="store_true", help="compare loss and gradients instead of times")

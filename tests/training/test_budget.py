@@ -92,7 +92,7 @@ def test_a_budget_lowers_the_tokens_of_a_micro_batch_and_never_raises_them() -> 
     for budget, tokens in ((exactly * 1.0001, 10), (exactly * 0.9999, 9), (1.0, 4096)):
         assert within_memory(one, settings(memory_gib=budget)).tokens_per_micro_batch == tokens
     assert within_memory(one, settings(memory_gib=1.0, tokens_per_micro_batch=7)).tokens_per_micro_batch == 7
-    assert within_memory(one, settings()).tokens_per_micro_batch == 4096
+    assert within_memory(one, settings()).micro_tokens == 512
     with pytest.raises(ConfigError) as caught:
         within_memory(one, settings(memory_gib=1e-5))
     least = (held + SLACK * single) / GIB

@@ -60,6 +60,11 @@ def pick_device(device: str = "auto") -> torch.device:
     return torch.device(device)
 
 
+def micro_batch_tokens(asked: int | None, device: str = "auto") -> int:
+    """Return the tokens of one pass: as asked; else 4096, or on a CPU 512, whose activations fit its caches."""
+    return asked or (512 if pick_device(device).type == "cpu" else 4096)
+
+
 def pick_dtype(dtype: str = "auto", device: torch.device | None = None) -> torch.dtype:
     """Return the number format of the weights; `auto` is bfloat16 where CUDA computes in it."""
     if dtype == "auto":

@@ -160,7 +160,7 @@ def _collect_share(
     clock("score")
     signals = _checked(scoring(rollouts), rollouts, config.signals[1:], update)
     clock("learn")
-    rows, budget = rows_of(rollouts), config.optim.tokens_per_micro_batch
+    rows, budget = rows_of(rollouts), config.micro_tokens
     said = {name: read(roles, name, rows, budget) for name in (REFERENCE, CRITIC) if name in roles.roles}
     if config.takes_one_step and config.kl.place == "loss" and ACTOR not in roles.heads:
         own = Said(torch.tensor([logp for rollout in rollouts for logp in rollout.logps]), None)

@@ -8,6 +8,7 @@ from pydantic import Field, JsonValue, NonNegativeFloat, StrictBool, model_valid
 
 from equipoise.config import InputPath, IsAside, bind
 from equipoise.errors import ConfigError
+from equipoise.models.backbone import micro_batch_tokens
 from equipoise.models.roles_load import RoleSettings
 from equipoise.objectives.policy_gradient import POLICY_LOSSES, PolicyTokens
 from equipoise.policy.lagrangian import PAPER, ConstraintSettings, FiniteConfig, MultiplierSettings
@@ -46,8 +47,9 @@ class PolicyOptim(FiniteConfig):
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Of the actor's rate over the updates; that of the critics is constant."""
     warmup_fraction: float = Field(default=0.0, ge=0, lt=1)
-    tokens_per_micro_batch: int = Field(default=4096, ge=1)
-    """Tokens of one forward pass, padding counted; bounds memory and changes nothing else."""
+    tokens_per_micro_batch: int | None = Field(default=None, ge=1)
+    """Tokens of one forward pass, padding counted; bounds memory and changes nothing else. Where None, 512
+    on a CPU and 4096 elsewhere."""
     gradient_checkpointing: Annotated[bool, IsAside()] = False
     """Compute each layer again in the backward pass: less memory, about a third more time, same numbers."""
 
@@ -144,6 +146,11 @@ class OnlineConfig(FiniteConfig):
     def signals(self) -> tuple[str, ...]:
         """The reward and the constraints, in the order of the columns of scores."""
         return (REWARD, *(constraint.name for constraint in self.constraints))
+
+    @property
+    def micro_tokens(self) -> int:
+        """Tokens of one forward pass on the device of the roles."""
+        return micro_batch_tokens(self.optim.tokens_per_micro_batch, self.roles.device)
 
     @property
     def takes_one_step(self) -> bool:

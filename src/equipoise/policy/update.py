@@ -169,7 +169,7 @@ class Learner:
             responses = sum(len(experience.rows[i].responses) for i in chosen)
             weights = 1 / (responses * torch.bincount(experience.slots)[experience.slots])
         lengths = [experience.rows[i].length for i in chosen]
-        groups = token_budget_batches(lengths, self.config.optim.tokens_per_micro_batch)
+        groups = token_budget_batches(lengths, self.config.micro_tokens)
         for group in groups[rank() :: world_size()]:
             at = torch.cat([places[i] for i in group])
             columns = (weights, experience.logps, experience.ref_logps, credit.advantages)
@@ -214,7 +214,7 @@ class Learner:
         mine = turn(len(self.ptx_rows), count, step, f"{self.config.seed}/ptx")
         rows = [self.ptx_rows[i] for i in mine]
         terms = sum(len(response) for row in rows for response in row.responses)
-        budget = self.config.optim.tokens_per_micro_batch
+        budget = self.config.micro_tokens
         groups = token_budget_batches([row.length for row in rows], budget)
         for group in groups[rank() :: world_size()]:
             logps = role.read([rows[i] for i in group]).logps.tokens

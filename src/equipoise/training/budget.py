@@ -59,7 +59,7 @@ def within_memory(task: Task, settings: OptimSettings) -> OptimSettings:
             f"optim.memory_gib: got {settings.memory_gib:g}; expected {needed(longest):.2g} at least, which"
             f" the weights, the optimiser and the longest example ({longest} tokens) take"
         )
-    tokens = settings.tokens_per_micro_batch
+    tokens = settings.micro_tokens
     if needed(tokens) > settings.memory_gib:
         room = (settings.memory_gib * GIB - held) / SLACK - one
         tokens = longest + int(longest * room / more)

@@ -8,7 +8,7 @@ from pydantic import Field
 from transformers import TrainingArguments
 
 from equipoise.config import Config, IsAside
-from equipoise.models.backbone import Device, pick_device
+from equipoise.models.backbone import Device, micro_batch_tokens, pick_device
 
 
 class OptimSettings(Config):
@@ -18,8 +18,9 @@ class OptimSettings(Config):
     epochs: int = Field(default=1, ge=1)
     batch_size: int = Field(default=8, ge=1)
     """Examples of one optimiser step, over all processes."""
-    tokens_per_micro_batch: int = Field(default=4096, ge=1)
-    """Tokens of one forward pass, padding counted; bounds memory and changes nothing else."""
+    tokens_per_micro_batch: int | None = Field(default=None, ge=1)
+    """Tokens of one forward pass, padding counted; bounds memory and changes nothing else. Where None, 512
+    on a CPU and 4096 elsewhere."""
     memory_gib: float | None = Field(default=None, gt=0)
     """Lower `tokens_per_micro_batch` until the training keeps within this much memory, libraries and data
     apart; see `training.budget`."""
@@ -44,6 +45,11 @@ class OptimSettings(Config):
     stop_after: int | None = Field(default=None, ge=1)
     """Stop after this many steps without a lower loss on a tenth of the prompts, which is held out and
     asked four times in as many steps; the weights with the lowest loss are kept. Never where None."""
+
+    @property
+    def micro_tokens(self) -> int:
+        """Tokens of one forward pass on the device that is trained on."""
+        return micro_batch_tokens(self.tokens_per_micro_batch, self.device)
 
 
 def ask_every(stop_after: int | None) -> int | None:

@@ -64,7 +64,7 @@ def frozen_below(
     """Give what a training of `top_layers` runs inside: see `top_alone`; with 0 the model stays whole."""
     if not top_layers:
         return nullcontext(0)
-    budget = optim.tokens_per_micro_batch
+    budget = optim.micro_tokens
     return top_alone(model, rows, top_layers, folder, tokens_per_batch=budget, bf16=optim.bf16)
 
 

@@ -69,7 +69,6 @@ class PreferenceOptim(OptimSettings):
     """How a policy is optimised on pairs, unless said otherwise."""
 
     lr: float = Field(default=5e-5, gt=0)
-    tokens_per_micro_batch: int = Field(default=2048, ge=1)
 
 
 class PreferenceConfig(PairSettings):
@@ -159,7 +158,7 @@ def _reference(
     policy: nn.Module, rows: Sequence[Row], name: str, config: PreferenceConfig, run: Run
 ) -> tuple[Tensor, ...]:
     path = run.scratch / f"{name}.safetensors"
-    return reference_logps(policy, rows, path, tokens_per_batch=config.optim.tokens_per_micro_batch)
+    return reference_logps(policy, rows, path, tokens_per_batch=config.optim.micro_tokens)
 
 
 def _label(
@@ -241,7 +240,7 @@ def _message_task(
 ) -> Task:
     """Score every token, choose those that count, and ask the reference."""
     rows = [one.row for one in pairs]
-    budget = optim.tokens_per_micro_batch
+    budget = optim.micro_tokens
     scores = message_scores(
         settings,
         rows,
@@ -276,7 +275,7 @@ def _margin_rewards(
         reference,
         run.scratch / "margin.safetensors",
         tokenizer=tokenizer,
-        tokens_per_batch=config.optim.tokens_per_micro_batch,
+        tokens_per_batch=config.optim.micro_tokens,
         device=config.optim.device,
     )
 

@@ -31,7 +31,6 @@ class SftOptim(OptimSettings):
     """How a policy is fine-tuned, unless said otherwise."""
 
     lr: float = Field(default=1e-4, gt=0)
-    tokens_per_micro_batch: int = Field(default=2048, ge=1)
 
 
 class SftConfig(Config):

@@ -149,7 +149,7 @@ class _StepTrainer(Trainer):  # type: ignore[misc]
             task.lengths,
             task.items,
             batch_size=batch_size,
-            tokens_per_micro_batch=self.settings.tokens_per_micro_batch,
+            tokens_per_micro_batch=self.settings.micro_tokens,
             seed=self.settings.seed,
             rank=self.args.process_index,
             world_size=self.args.world_size,
