@@ -174,7 +174,7 @@ def _data(settings: Settings) -> dict[str, dict[str, Any]]:
         "run": "data.split",
         "with": {
             "files": [f"${{steps.{name}}}" for name in files],
-            "fractions": {"judge": 0.35, "teacher": 0.25, "policy": 0.25, "test": 0.15},
+            "fractions": {"judge": 0.3, "teacher": 0.25, "policy": 0.3, "test": 0.15},
             "seed": settings.split_seed,
         },
     }

@@ -4,6 +4,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -50,32 +51,36 @@ class ChooseConfig(Config):
 
 
 def choose(config: ChooseConfig, run: Run) -> None:
-    """Write `pairs.jsonl`, one to a prompt, and their `safer`, `prompts` and `answers` (`.jsonl`).
+    """Write `pairs.jsonl` and their `safer`, `prompts` and `answers` (`.jsonl`).
 
+    A second pair of a prompt is chosen only where there is a first one of every prompt.
     `safer` holds the safer answers that are safe, `answers` every answer as a row of `id`, prompt, response.
     """
     pairs = [pair for path in config.pairs for pair in read_records(path, Pair)]
     run.licences |= {pair.licence for pair in pairs}
     random.Random(config.seed).shuffle(pairs)
     tokenizer = load_tokenizer(config.model)
-    chosen: dict[str, Pair] = {}
+    turns: dict[str, int] = {}  # how many of a prompt's pairs came before
+    ordered = []
     for pair in pairs:
-        name = normalise_prompt(text_of(pair.prompt))
-        if len(chosen) < config.count and name not in chosen and fits(pair, tokenizer, config.max_tokens):
-            chosen[name] = pair
-    if len(chosen) < config.count:
+        if fits(pair, tokenizer, config.max_tokens):
+            name = normalise_prompt(text_of(pair.prompt))
+            turns[name] = turns.get(name, -1) + 1
+            ordered.append((turns[name], pair))
+    if len(ordered) < config.count:
         raise DataError(
-            f"pairs: got {len(chosen)} with all labels and at most {config.max_tokens} tokens, one to a"
-            f" prompt; expected {config.count}"
+            f"pairs: got {len(ordered)} with all labels and at most {config.max_tokens} tokens;"
+            f" expected {config.count}"
         )
-    found = list(chosen.values())
+    found = [pair for _, pair in sorted(ordered, key=itemgetter(0))[: config.count]]
     if config.scorer is not None:
         found = with_better(found, config.scorer)
     write_records(run.out / "pairs.jsonl", found)
     safer = [pair.exchange(pair.safer) for pair in found if pair.safer in (0, 1)]
     write_records(run.out / "safer.jsonl", [row for row in safer if row.is_safe])
     prompts = [
-        Prompt(id=pair.id, prompt=pair.prompt, source=pair.source, licence=pair.licence) for pair in found
+        Prompt(id=pair.id, prompt=pair.prompt, source=pair.source, licence=pair.licence)
+        for pair in {normalise_prompt(text_of(pair.prompt)): pair for pair in reversed(found)}.values()
     ]
     write_records(run.out / "prompts.jsonl", prompts[: config.sampled] or prompts)
     rows = [
@@ -87,6 +92,7 @@ def choose(config: ChooseConfig, run: Run) -> None:
     safe = Counter(sum(answer.is_safe is True for answer in pair.answers) for pair in found)
     run.notes |= {
         "pairs": len(found),
+        "prompts": len(prompts),
         "both_safe": safe[2],
         "mixed": safe[1],
         "both_unsafe": safe[0],

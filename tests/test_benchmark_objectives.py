@@ -185,7 +185,7 @@ def test_a_cell_that_fails_is_told_and_the_others_go_on(
     assert json.loads((tmp_path / "results" / "objectives.json").read_text("utf-8"))["failed"]
 
 
-def test_pairs_have_all_labels_one_to_a_prompt_and_few_tokens(
+def test_pairs_have_all_labels_and_few_tokens_and_first_one_to_a_prompt(
     scripts: Any, tmp_path: Path, tiny_llama: Path
 ) -> None:
     module = scripts["objectives_steps"]
@@ -214,8 +214,11 @@ def test_pairs_have_all_labels_one_to_a_prompt_and_few_tokens(
     tokenizer = load_tokenizer(tiny_llama)
     assert all(make_row(tokenizer, p.prompt, [a.response for a in p.answers]).length <= 80 for p in kept)
     assert run.notes["both_unsafe"] == 0
-    with pytest.raises(module.DataError, match=r"got 4 with all labels and at most 80 tokens.*expected 5"):
-        module.choose(parse_config(module.ChooseConfig, {**given, "count": 5}, "test"), run)
+    with pytest.raises(module.DataError, match=r"got 5 with all labels and at most 80 tokens; expected 6"):
+        module.choose(parse_config(module.ChooseConfig, {**given, "count": 6}, "test"), run)
+    module.choose(parse_config(module.ChooseConfig, {**given, "count": 5}, "test"), run)
+    assert len(list(read_records(tmp_path / "out" / "pairs.jsonl", Pair))) == 5  # now the twin too
+    assert len(list(read_records(tmp_path / "out" / "prompts.jsonl", Prompt))) == 4
 
 
 def test_implicit_scores_of_the_reference_itself_are_nought(

@@ -35,6 +35,7 @@ HAND = {
     "reward": -1 / 5,
     "reward_benign": -1 / 2,
     "cost": -1.0,
+    "unsafe_by_cost": 2 / 3,
     "cost_harmful": 1 / 3,
     "repetition": 0.16,
     "words": 6.0,

@@ -117,24 +117,30 @@ def test_each_row_is_the_safest_draw_or_a_refusal(
     assert outcome.manifest.inputs.keys() >= {"guard", "prompts"}
 
 
-def test_a_scorer_chooses_among_the_safe_draws(
-    tiny_llama: Path,
-    tiny_encoder: Path,
-    *,
-    prompts: Path,
-    guard: Path,
-    draws: list[list[str]],
-    tmp_path: Path,
-) -> None:
+@pytest.fixture
+def scorer(tiny_encoder: Path, tmp_path: Path) -> Path:
+    """A scorer with random heads that gives a reward."""
     torch.manual_seed(2)
     card = ScorerCard.model_validate(
         {"backbone": str(tiny_encoder), "trunk": "pooled", "layers": 2, "hidden": 6, "trained": ("reward",)}
     )
     model = ScorerModel(card, load_trunk("pooled", str(tiny_encoder), "cpu"))
     model.trunk.requires_grad_(False)
-    scorer = tmp_path / "scorer"
-    scorer.mkdir()
-    model.save(scorer)
+    folder = tmp_path / "scorer"
+    folder.mkdir()
+    model.save(folder)
+    return folder
+
+
+def test_a_scorer_chooses_among_the_safe_draws(
+    tiny_llama: Path,
+    *,
+    prompts: Path,
+    guard: Path,
+    scorer: Path,
+    draws: list[list[str]],
+    tmp_path: Path,
+) -> None:
     produce(
         tmp_path / "out.jsonl",
         GENERATE,
@@ -149,6 +155,21 @@ def test_a_scorer_chooses_among_the_safe_draws(
         assert row["response"] == max(rewards, key=rewards.__getitem__, default="No.")
         choices += len(safe) > 1
     assert choices
+
+
+def test_without_a_guard_a_scorer_chooses_among_all_draws_and_refuses_none(
+    tiny_llama: Path, prompts: Path, scorer: Path, draws: list[list[str]], tmp_path: Path
+) -> None:
+    outcome = produce(tmp_path / "out.jsonl", GENERATE, settings(prompts, tiny_llama, f"scorer={scorer}"))
+    score = load_scorer(scorer)
+    rows = read(tmp_path / "out.jsonl")
+    for number, (row, texts) in enumerate(zip(rows, draws, strict=True)):
+        found = score([exchange(number, text) for text in texts])
+        rewards = [one.reward.value for one in found if one.reward]
+        assert row["response"] == texts[rewards.index(max(rewards))]
+    assert [row["response"] for row in rows] != [texts[0] for texts in draws]
+    assert not any("guard" in row for row in rows)
+    assert outcome.manifest.inputs.keys() >= {"scorer", "prompts"}
 
 
 def test_a_policy_decides_what_is_safe(tiny_llama: Path, prompts: Path, guard: Path, tmp_path: Path) -> None:
@@ -247,10 +268,12 @@ def test_what_cannot_judge_or_reward_responses_is_refused_at_once(
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["tries=2"], "tries: nobody chooses; expected a guard beside it"),
-        (["policy=strict"], "policy: nobody chooses; expected a guard beside it"),
-        (["scorer=s"], "scorer: nobody chooses; expected a guard beside it"),
-        (["guarded=reject"], "guarded: nobody chooses; expected a guard beside it"),
+        (["tries=2"], "tries: nobody chooses; expected a guard, a scorer or rules beside it"),
+        (["policy=strict"], "policy: nothing is refused; expected a guard beside it"),
+        (["scorer=s", "refusal_text=No."], "refusal_text: nothing is refused; expected a guard beside it"),
+        (["guarded=reject"], "guarded: nothing is refused; expected a guard beside it"),
+        (["scorer=s"], "tries: 4 greedy tries are all the same"),
+        (["rules=r"], "tries: 4 greedy tries are all the same"),
         (
             ["guard=g", "guarded=reject", "scorer=s", "sampling.temperature=1"],
             "scorer: reject takes the first",

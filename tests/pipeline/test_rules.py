@@ -171,10 +171,22 @@ def test_built_in_prompts_are_half_harmful_and_each_once() -> None:
     assert 60 <= sum(not p.is_harmful for p in built_in_prompts(1000).values()) < len(built_in_prompts(1000))
 
 
+def with_random_heads(trained: Path, folder: Path) -> Path:
+    """A copy whose heads tell random texts apart: the trained ones read words, of which there are none."""
+    shutil.copytree(trained, folder)
+    tensors = load_tensors(folder / "weights.safetensors")
+    tensors["weight"] = torch.randn(tensors["weight"].shape)
+    save_tensors(folder / "weights.safetensors", tensors)
+    return folder
+
+
 def test_generate_takes_the_best_try_by_what_the_guard_says_of_the_prompt(
     trained: Path, tiny_llama: Path, tiny_encoder: Path, tmp_path: Path
 ) -> None:
-    """To this policy every prompt is harmful and every answer safe, so only the rules choose."""
+    """To this policy every prompt is harmful and every answer safe, so only the rules choose.
+
+    Without a guard the same comes out where the rows say that they are harmful.
+    """
     torch.manual_seed(1)
     card = GuardCard(
         taxonomy=load_taxonomy("pku19"),
@@ -184,18 +196,12 @@ def test_generate_takes_the_best_try_by_what_the_guard_says_of_the_prompt(
         targets=("prompt", "response"),
         knows_refusals=False,
     )
-    rules = tmp_path / "rules"
-    shutil.copytree(trained, rules)
-    tensors = load_tensors(rules / "weights.safetensors")
-    tensors["weight"] = torch.randn(
-        tensors["weight"].shape
-    )  # the trained ones read words, of which there are none
-    save_tensors(rules / "weights.safetensors", tensors)
+    rules = with_random_heads(trained, tmp_path / "rules")
     (tmp_path / "guard").mkdir()
     GuardModel(card, load_encoder(tiny_encoder, device="cpu")).save(tmp_path / "guard")
     policy = {"name": "all", "unsafe": {"prompt": 0.0, "response": 1.0}}
     (tmp_path / "all.yaml").write_text(to_yaml(policy), "utf-8")
-    prompts = [{"id": f"p{n}", "prompt": f"Say {n}"} for n in range(8)]
+    prompts = [{"id": f"p{n}", "prompt": f"Say {n}", "is_harmful": True} for n in range(8)]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts), "utf-8")
     given = {
         "models": [str(tiny_llama)],
@@ -208,21 +214,38 @@ def test_generate_takes_the_best_try_by_what_the_guard_says_of_the_prompt(
     }
     produce(tmp_path / "out.jsonl", GENERATE, parse_config(GuardedGenerateConfig, given, "test"))
 
-    chats = [[{"role": "user", "content": row["prompt"]}] for row in prompts]
+    chats = [[{"role": "user", "content": str(row["prompt"])}] for row in prompts]
     sampling = Sampling(max_new_tokens=6, temperature=1.0, samples=3)
-    draws = load_generator(tiny_llama)(chats, sampling, [row["id"] for row in prompts])
+    draws = load_generator(tiny_llama)(chats, sampling, [str(row["id"]) for row in prompts])
     reward = load_rules(rules, device="cpu", type_of=lambda exchanges: ["decline"] * len(exchanges))
     expected = []
     for row, texts in zip(prompts, draws, strict=True):
-        scores = reward([Exchange(id="x", prompt=row["prompt"], response=text) for text in texts])
+        scores = reward([Exchange(id="x", prompt=str(row["prompt"]), response=text) for text in texts])
         expected.append(texts[max(range(3), key=lambda k: scores[k].value)])
     written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text("utf-8").splitlines()]
     assert [row["response"] for row in written] == expected
     assert expected != [texts[0] for texts in draws]
 
+    unguarded = {key: value for key, value in given.items() if key not in ("guard", "policy")}
+    produce(tmp_path / "own.jsonl", GENERATE, parse_config(GuardedGenerateConfig, unguarded, "test"))
+    written = [json.loads(line) for line in (tmp_path / "own.jsonl").read_text("utf-8").splitlines()]
+    assert [row["response"] for row in written] == expected
 
-def test_rules_without_a_guard_choose_nothing(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="rules: nobody chooses; expected a guard beside it"):
-        parse_config(
-            GuardedGenerateConfig, {"models": ["m"], "prompts": tmp_path / "p", "rules": tmp_path}, "test"
-        )
+
+def test_rules_without_a_guard_need_rows_that_say_what_they_ask_for(
+    trained: Path, tiny_llama: Path, tmp_path: Path
+) -> None:
+    rows = [{"id": "a", "prompt": "Say 1", "is_harmful": False}, {"id": "b", "prompt": "Say 2"}]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    given = {
+        "models": [str(tiny_llama)],
+        "prompts": tmp_path / "prompts.jsonl",
+        "sampling": {"temperature": 1.0, "max_new_tokens": 3},
+        "rules": trained,
+    }
+    config = parse_config(GuardedGenerateConfig, given, "test")
+    outcome = produce(tmp_path / "out.jsonl", GENERATE, config)
+    good, bad = (json.loads(line) for line in (tmp_path / "out.jsonl").read_text("utf-8").splitlines())
+    assert "response" in good
+    assert "is_harmful: expected true or false, which rules without a guard go by" in bad["error"]
+    assert outcome.manifest.notes["errors"] == 1

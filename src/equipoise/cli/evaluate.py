@@ -22,6 +22,9 @@ def evaluate(
     model: Annotated[
         str | None, typer.Option(help="Model that responds: a name, a folder or a hub id.")
     ] = None,
+    responses: Annotated[
+        Path | None, typer.Option(help="File of responses to judge, in place of a model's new ones.")
+    ] = None,
     judge: Annotated[
         str | None, typer.Option("--judge", "--guard", help="Folder of the guard that judges.")
     ] = None,
@@ -44,7 +47,7 @@ def evaluate(
     from equipoise.evaluation.steps import EVALUATE
     from equipoise.lineage import produce
 
-    given = {"suite": suite, "model": model, "guard": judge, "scorer": scorer}
+    given = {"suite": suite, "model": model, "responses": responses, "guard": judge, "scorer": scorer}
     settings = gather(EVALUATE, given, config=config, overrides=set_)
     outcome = produce(out, EVALUATE, settings, force=force)
     run = load_run(out)

@@ -52,7 +52,9 @@ def evaluation_card(config: "EvaluateConfig", metrics: RunMetrics, truncated: bo
         f"- suite: {config.suite} (select {config.select}, seed {config.suite_seed}), {_prompts(metrics)}, "
         f"{config.samples} response(s) each",
         f"- decoding: at most {config.max_new_tokens} tokens, temperature {config.temperature:g}, "
-        f"top-p {config.top_p:g}, seed {config.seed}",
+        f"top-p {config.top_p:g}, seed {config.seed}"
+        if config.responses is None
+        else f"- responses were there before: {config.responses}",
         f"- refusals told by {told}",
         f"- degenerate: more than {metrics.repetition_limit:.3f} of the word 3-grams repeated "
         "(this run's own 95th percentile)",

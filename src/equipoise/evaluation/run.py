@@ -6,23 +6,25 @@ only, so a run that was killed keeps what it had and goes on to the same result.
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Literal, Protocol, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field, model_validator
 
-from equipoise.config import Config, IsInput, ModelRef
+from equipoise.config import Config, InputPath, IsInput, ModelRef
 from equipoise.data.repetition import repetition
 from equipoise.errors import RunStoppedError
 from equipoise.evaluation.card import evaluation_card
 from equipoise.evaluation.files import read_lines, write_json, write_lines
+from equipoise.evaluation.given import read_responses
 from equipoise.evaluation.metrics import measure
+from equipoise.evaluation.response import Response
 from equipoise.evaluation.rows import EvaluatedRow, count_words
 from equipoise.evaluation.suites import Select, load_suite, suite_hash
 from equipoise.lineage import Run, write_text
 from equipoise.moderation.default import GuardRef
 from equipoise.progress import track
 from equipoise.protocols import Generator, Judge, RefusalJudge, Sampling
-from equipoise.records import Conversation, Exchange, Prompt, Score, messages_of, text_of
+from equipoise.records import Exchange, Prompt, Score, messages_of, text_of
 
 STEP_VERSION = 1
 """Rises when the same settings would give other rows."""
@@ -45,7 +47,10 @@ class EvaluateConfig(Config):
     """Decides which prompts, where not all are taken."""
     select: Select = "chosen"
     """`chosen` takes those, `rest` the ones they leave out, `all` the whole suite."""
-    model: ModelRef
+    model: ModelRef | None = None
+    """What responds."""
+    responses: InputPath | None = None
+    """`responses.jsonl` of an evaluation, or rows of `generate`, judged in place of a model's new ones."""
     guard: GuardRef
     """Folder of the guard that judges harm."""
     scorer: ModelRef | None = None
@@ -60,17 +65,13 @@ class EvaluateConfig(Config):
     seed: int = 0
     batch_size: Count = 32
 
-
-class Response(BaseModel):
-    """One line of `responses.jsonl`: the contract of `generate`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    id: str
-    sample: int
-    prompt: Conversation
-    response: str
-    model: str
+    @model_validator(mode="after")
+    def _has_responses(self) -> Self:
+        if (self.model is None) is (self.responses is None):
+            raise ValueError(
+                f"model: got {'neither' if self.model is None else 'both'} this and responses; expected one"
+            )
+        return self
 
 
 class RewardAndCost(Protocol):
@@ -134,13 +135,23 @@ def respond(config: EvaluateConfig, run: Run, generator: Generator) -> list[Resp
         if not path.exists():
             texts = generator([messages_of(p.prompt) for p in chunk], sampling, [p.id for p in chunk])
             lines = [
-                Response(id=prompt.id, sample=sample, prompt=prompt.prompt, response=text, model=config.model)
+                Response(
+                    id=prompt.id, sample=sample, prompt=prompt.prompt, response=text, model=str(config.model)
+                )
                 for prompt, samples in zip(chunk, texts, strict=True)
                 for sample, text in enumerate(samples)
             ]
             write_lines(path, lines)
         written |= {(line.id, line.sample): line for line in read_lines(path, Response)}
     responses = [written[prompt.id, sample] for prompt in prompts for sample in range(config.samples)]
+    write_lines(run.out / "responses.jsonl", responses)
+    return responses
+
+
+def take(config: EvaluateConfig, run: Run) -> list[Response]:
+    """Copy the responses to the suite that were written before, and return them in its order."""
+    assert config.responses is not None
+    responses = read_responses(config.responses, suite_of(config), config.samples)
     write_lines(run.out / "responses.jsonl", responses)
     return responses
 

@@ -92,10 +92,16 @@ class GenerateConfig(Config):
         )
 
 
-def generate(config: GenerateConfig, run: Run, choose: Callable[[Draw], Draw] | None = None) -> None:
+def generate(
+    config: GenerateConfig,
+    run: Run,
+    choose: Callable[[Draw], Draw] | None = None,
+    check: Callable[[Asked], None] | None = None,
+) -> None:
     """Write the responses; the notes of the manifest count rows, bad lines, missing answers and tokens.
 
-    `choose` stands between each model and its answers, as in `Responder`.
+    `choose` stands between each model and its answers, as in `Responder`. `check` refuses a row of the file,
+    with DataError, before anything is written for it.
     """
     if config.endpoint is not None:
         read_key(config.endpoint)
@@ -104,15 +110,21 @@ def generate(config: GenerateConfig, run: Run, choose: Callable[[Draw], Draw] | 
         parts.append(run.scratch / f"answers-{number}.jsonl")
         if not parts[-1].exists():
             responder = config.responder(model, run.scratch / "journal.jsonl", choose)
-            _answer_all(config, responder, parts[-1])
+            _answer_all(config, responder, parts[-1], check)
     run.notes |= _join(parts, config, run.out)
 
 
-def _answer_all(config: GenerateConfig, responder: Responder, out: Path) -> None:
+def _answer_all(
+    config: GenerateConfig, responder: Responder, out: Path, check: Callable[[Asked], None] | None
+) -> None:
     """Write every row of the prompts with all answers of one model in it, or its error."""
 
     def parse(row: Row) -> Asked:
-        asked = Asked(str(row["id"]), messages_of(conversation(row)))
+        harmful = row.get("is_harmful")
+        known = harmful if isinstance(harmful, bool) else None
+        asked = Asked(str(row["id"]), messages_of(conversation(row)), known)
+        if check is not None:
+            check(asked)
         responder.check(asked)
         return asked
 

@@ -32,6 +32,8 @@ class Asked(NamedTuple):
 
     id: str
     messages: Messages
+    is_harmful: bool | None = None
+    """Whether it asks for harm, where that is known."""
 
 
 Draw = Callable[[Sequence[Asked], Sampling], list[list[Answer]]]

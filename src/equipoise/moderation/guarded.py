@@ -10,11 +10,12 @@ from functools import partial
 from typing import Literal, NamedTuple
 
 from equipoise.errors import ModelError
+from equipoise.generation.best_of import exchange_of, total
 from equipoise.generation.replies import Answer
 from equipoise.generation.sources import Asked, Draw
 from equipoise.moderation.streaming import is_sound
 from equipoise.protocols import Generator, Judge, Messages, Reward, Sampling, Verdict
-from equipoise.records import Exchange, Message
+from equipoise.records import Exchange
 
 REFUSAL_TEXT = "I'm sorry, but I can't help with that."
 
@@ -79,7 +80,7 @@ class Guarding:
     def _judged(self, prompts: Sequence[Asked], drawn: Sequence[Sequence[Answer]]) -> list[Try]:
         """Judge all draws together, and reward the safe ones; in order."""
         flat = [(asked, answer) for asked, row in zip(prompts, drawn, strict=True) for answer in row]
-        exchanges = [_exchange(asked, answer.text) for asked, answer in flat if answer.text is not None]
+        exchanges = [exchange_of(asked, answer.text) for asked, answer in flat if answer.text is not None]
         verdicts = self.judge(exchanges) if exchanges else []
         if not all(map(is_sound, verdicts)):
             raise ModelError("the guard's answer is not finite; a text without a judgement is never safe")
@@ -109,8 +110,8 @@ class Guarding:
         }
         return Answer(
             best.answer.text if safe else self.refusal_text,
-            prompt_tokens=_sum([one.answer.prompt_tokens for one in came]),
-            completion_tokens=_sum([one.answer.completion_tokens for one in came]),
+            prompt_tokens=total([one.answer.prompt_tokens for one in came]),
+            completion_tokens=total([one.answer.completion_tokens for one in came]),
             guard=found,
         )
 
@@ -136,14 +137,3 @@ def guarded(generate: Generator, guarding: Guarding) -> Generator:
 
 def _is_safe(one: Try) -> bool:
     return one.verdict is not None and one.verdict.is_safe
-
-
-def _exchange(asked: Asked, response: str) -> Exchange:
-    prompt = tuple(Message.model_validate(message) for message in asked.messages)
-    return Exchange(id=asked.id, prompt=prompt, response=response)
-
-
-def _sum(counts: Sequence[int | None]) -> int | None:
-    """Return what all tries took together; None where the server did not count one of them."""
-    known = [count for count in counts if count is not None]
-    return sum(known) if len(known) == len(counts) else None

@@ -1,4 +1,4 @@
-"""`generate` with a guard behind the model, and a scorer or rules to choose by."""
+"""`generate` with a guard behind the model, a scorer or rules to choose by, or both."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Self
@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Self
 from pydantic import Field, model_validator
 
 from equipoise.config import InputPath, IsInput
-from equipoise.errors import ConfigError
+from equipoise.errors import ConfigError, DataError
 from equipoise.extras import require
 from equipoise.generation import batch
 from equipoise.generation.batch import GenerateConfig
-from equipoise.generation.sources import Draw
+from equipoise.generation.best_of import BestOf
+from equipoise.generation.sources import Asked, Draw
 from equipoise.lineage import Run
 from equipoise.moderation.default import GuardPath
 from equipoise.moderation.guarded import REFUSAL_TEXT, Guarding, Method
@@ -33,21 +34,26 @@ class GuardedGenerateConfig(GenerateConfig):
     guarded: Method = "best_of_n"
     """best_of_n draws all tries and takes the best safe one; reject takes the first safe one."""
     tries: Annotated[int, Field(ge=1)] = 4
-    """Draws for one answer."""
+    """Draws for one answer, where something chooses among them."""
     refusal_text: str = REFUSAL_TEXT
     """The answer where no try is safe."""
     scorer: InputPath | None = None
-    """Of the safe tries the one with the highest reward is taken; without it, the least P(unsafe)."""
+    """Of the safe tries the one with the highest reward is taken, of all tries where there is no guard;
+    without a reward, the one with the least P(unsafe)."""
     rules: InputPath | None = None
-    """A folder of `train rules`, added to the reward; the guard says which prompts ask for harm."""
+    """A folder of `train rules`, added to the reward. The guard says which prompts ask for harm; without one
+    each row says it itself, by `is_harmful`."""
 
     @model_validator(mode="after")
     def _guard_can_choose(self) -> Self:
+        chooses = any((self.guard, self.scorer, self.rules))
+        if not chooses and self.tries != type(self).model_fields["tries"].default:
+            raise ValueError("tries: nobody chooses; expected a guard, a scorer or rules beside it")
         if self.guard is None:
-            for name in ("policy", "guarded", "tries", "refusal_text", "scorer", "rules"):
+            for name in ("policy", "guarded", "refusal_text"):
                 if getattr(self, name) != type(self).model_fields[name].default:
-                    raise ValueError(f"{name}: nobody chooses; expected a guard beside it")
-        elif self.sampling.temperature == 0 and self.tries > 1:
+                    raise ValueError(f"{name}: nothing is refused; expected a guard beside it")
+        if chooses and self.sampling.temperature == 0 and self.tries > 1:
             raise ValueError(
                 f"tries: {self.tries} greedy tries are all the same; "
                 "expected sampling.temperature above 0, or tries=1"
@@ -59,13 +65,20 @@ class GuardedGenerateConfig(GenerateConfig):
 
 
 def generate(config: GuardedGenerateConfig, run: Run) -> None:
-    """Write the responses that the guard lets through, or those of the model where there is no guard."""
-    batch.generate(config, run, _guarding(config))
+    """Write the responses that the guard lets through or that a reward chooses, or else the model's own."""
+    by_rows = config.rules is not None and config.guard is None
+    batch.generate(config, run, _choosing(config), _check_is_harmful if by_rows else None)
 
 
-def _guarding(config: GuardedGenerateConfig) -> Callable[[Draw], Draw] | None:
+def _check_is_harmful(asked: Asked) -> None:
+    if asked.is_harmful is None:
+        raise DataError("is_harmful: expected true or false, which rules without a guard go by")
+
+
+def _choosing(config: GuardedGenerateConfig) -> Callable[[Draw], Draw] | None:
     if config.guard is None:
-        return None
+        reward = _reward(config)
+        return None if reward is None else BestOf(reward, config.tries)
     require("equipoise generate --guard", "train")
     from equipoise.models.windows import TextPair
     from equipoise.moderation.batch import policy_of
@@ -84,17 +97,21 @@ def _guarding(config: GuardedGenerateConfig) -> Callable[[Draw], Draw] | None:
     return Guarding(judge, config.guarded, config.tries, config.refusal_text, _reward(config, guard, policy))
 
 
-def _reward(config: GuardedGenerateConfig, guard: "Guard", policy: "Policy") -> Reward | None:
+def _reward(
+    config: GuardedGenerateConfig, guard: "Guard | None" = None, policy: "Policy | None" = None
+) -> Reward | None:
     if config.rules is None and config.scorer is None:
         return None
+    require("equipoise generate with a scorer or rules", "train")
     from equipoise.judges.rules import load_rules, scorer_reward
 
     if config.rules is None:
         assert config.scorer is not None
         return scorer_reward(config.scorer, config.device)
-    guard.require("prompt")
     rules = load_rules(config.rules, scorer=config.scorer, device=config.device)
-    rules.type_of = type_by_guard(guard, policy, rules.rules)
+    if guard is not None and policy is not None:
+        guard.require("prompt")
+        rules.type_of = type_by_guard(guard, policy, rules.rules)
     return rules
 
 
