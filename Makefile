@@ -64,6 +64,7 @@ bench: $(READY)  ## Run the benchmarks into benchmarks/results/; DATA=DIR adds t
 	$(BIN)/python benchmarks/online.py --tokens 512
 	$(BIN)/python benchmarks/rollout.py
 	$(BIN)/python benchmarks/roles_memory.py
+	$(if $(DATA),$(BIN)/python benchmarks/rules.py --data $(DATA))
 	$(if $(DATA),$(BIN)/python benchmarks/scorer_folds.py --data $(DATA))
 	$(if $(DATA),$(BIN)/python benchmarks/objectives.py --data $(DATA))
 	$(if $(DATA),$(BIN)/python benchmarks/default_guard.py --measure --data $(DATA))

@@ -156,11 +156,17 @@ def rows_of(name: str, folder: Path) -> list[Kept]:
 
 
 def builtin_rows() -> list[Kept]:
-    """Return the built-in exchanges and both answers of the pairs; the prompts are left to evaluation."""
+    """Return the built-in exchanges, both answers of the pairs and the look-alikes.
+
+    The prompts are left to evaluation.
+    """
     found: list[Kept] = []
-    for record in (*corpus("exchanges"), *corpus("pairs")):
+    for record in (*corpus("exchanges"), *corpus("pairs"), *corpus("look_alikes")):
         if isinstance(record, Pair):
             found += [record.exchange(side) for side in (0, 1)]
+        elif isinstance(record, Prompt):
+            group = min(record.id, record.twin or record.id)  # twins stay together
+            found.append(record.model_copy(update={"provenance": {"group": group}}))
         elif isinstance(record, Exchange):
             found.append(record)
     return [record.model_copy(update={"source": "builtin"}) for record in found]

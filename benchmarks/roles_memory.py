@@ -1,14 +1,17 @@
 """Peak memory of one step of constrained RL: six models that are separate, and all roles on one backbone.
 
-    python benchmarks/roles_memory.py                      8 responses of 128 tokens to prompts of 96
+    python benchmarks/roles_memory.py                      2 prompts of 96 tokens, 4 responses of 128 to each
     python benchmarks/roles_memory.py --new 16 --prompt 8  smaller
 
 The six are actor, reference, reward, cost and a critic for each of these. `six full models` trains the actor
 and both critics whole, as Safe RLHF does; `six LoRA models` trains an adapter on each of these three. Ours is
 one model with two adapters: the actor's, whose hidden states the critics read, and the scorer's. Every side
-reads the same random tokens in micro-batches of the same size, takes the same clipped losses, and one step
-of AdamW. Each runs in a process of its own; its memory is the highest resident size less that after the
-imports (Linux). The peers compute logits at all positions, as the public code has it.
+reads the same random tokens, as a rollout brings them: several responses to each prompt, and those to one
+prompt are a micro-batch. Ours reads them as one row, in which the prompt stands once (with its default of 512
+tokens to a pass the loop does so too, since a row is not cut); the peers repeat the prompt. Every side takes
+the same clipped losses, and one step of AdamW. Each runs in a process of its own; its memory is the highest
+resident size less that after the imports (Linux). The peers compute logits at all positions, as the public
+code has it, and go backward through actor and critics one after another, as Safe RLHF does.
 """
 
 import argparse
@@ -49,16 +52,16 @@ def clipped(logps: Tensor, old: Tensor, advantages: Tensor) -> Tensor:
     return -torch.minimum(advantages * ratio, advantages * ratio.clamp(0.8, 1.2))
 
 
-def losses(logps: Tensor, reference: Tensor, values: Sequence[Tensor], scores: Sequence[Tensor]) -> Tensor:
-    """The actor's loss and those of both critics, for one micro-batch, [R, T] each; scores are [R]."""
+def policy_loss(logps: Tensor, reference: Tensor, scores: Sequence[Tensor]) -> Tensor:
+    """The actor's loss for one micro-batch, [R, T] each; reward and cost are [R]."""
     kl = (logps - reference).detach()
     reward, cost = (score[:, None] for score in scores)
-    policy = clipped(logps, logps.detach(), (reward - cost) / 2 - 0.1 * kl)
-    critics = [
-        0.5 * (value - target.expand_as(value)) ** 2
-        for value, target in zip(values, (reward, cost), strict=True)
-    ]
-    return policy.mean() + sum(critic.mean() for critic in critics)
+    return clipped(logps, logps.detach(), (reward - cost) / 2 - 0.1 * kl).mean()
+
+
+def critic_loss(value: Tensor, score: Tensor) -> Tensor:
+    """The loss of one critic, [R, T] and [R]."""
+    return (0.5 * (value - score[:, None].expand_as(value)) ** 2).mean()
 
 
 class Scored(nn.Module):
@@ -97,10 +100,13 @@ def six(place: Any, batches: Sequence[Tensor], prompt: int, *, lora: bool) -> fl
     for ids in batches:
         with torch.no_grad():
             base, scores = logps(reference, ids), [m(ids)[:, -1] for m in (reward, cost)]
-        values = [critic(ids)[:, prompt - 1 : -1] for critic in critics]
-        loss = losses(logps(tuned, ids), base, values, scores) / len(batches)
+        loss = policy_loss(logps(tuned, ids), base, scores) / len(batches)
         loss.backward()
         total += loss.item()
+        for critic, score in zip(critics, scores, strict=True):
+            loss = critic_loss(critic(ids)[:, prompt - 1 : -1], score) / len(batches)
+            loss.backward()
+            total += loss.item()
     optimizer.step()
     return total
 
@@ -111,20 +117,21 @@ def ours(ref: str, batches: Sequence[Tensor], prompt: int, scorer: Path) -> floa
     optimizer = torch.optim.AdamW([p for p in roles.parameters() if p.requires_grad], lr=1e-5)
     total = 0.0
     for ids in batches:
-        rows = [Row(row[:prompt], [row[prompt:]]) for row in ids.tolist()]
+        rows = [Row(ids[0, :prompt].tolist(), ids[:, prompt:].tolist())]
         with roles.use("reference") as role:
-            base = role.read(rows).logps.tokens.view(len(rows), -1)
+            base = role.read(rows).logps.tokens.view(len(ids), -1)
         with roles.use("scorer") as role:
             scores = role.score(rows)[:2]
         with roles.use("actor") as role:
             said = role.read(rows)
             assert said.values is not None
-            values = said.values.view(len(rows), -1, 2).unbind(-1)
-            logps = said.logps.tokens.view(len(rows), -1)
-            loss = losses(logps, base, values, scores) / len(batches)
+            values = said.values.view(len(ids), -1, 2).unbind(-1)
+            logps = said.logps.tokens.view(len(ids), -1)
+            critics = sum(critic_loss(value, score) for value, score in zip(values, scores, strict=True))
+            loss = (policy_loss(logps, base, scores) + critics) / len(batches)
             loss.backward()
         total += loss.item()
-        del said, values, logps
+        del said, values, logps, critics, loss
     optimizer.step()
     return total
 
@@ -140,8 +147,10 @@ def make_scorer(ref: str, folder: Path) -> None:
 def run_side(side: str, args: argparse.Namespace) -> None:
     """Take the step in this process, whose imports are done, and print its peak."""
     torch.manual_seed(0)
-    ids = torch.randint(10, 300, (args.responses, args.prompt + args.new))
-    batches = ids.split(args.micro)
+    batches = []
+    for _ in range(args.prompts):
+        start = torch.randint(10, 300, (1, args.prompt)).expand(args.samples, -1)
+        batches.append(torch.cat([start, torch.randint(10, 300, (args.samples, args.new))], dim=1))
     imports = memory("VmRSS")
     if side == OURS:
         loss = ours(args.model, batches, args.prompt, args.scorer)
@@ -168,8 +177,8 @@ def child(*more: str) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--responses", type=int, default=8)
-    parser.add_argument("--micro", type=int, default=4, help="responses of a micro-batch")
+    parser.add_argument("--prompts", type=int, default=2)
+    parser.add_argument("--samples", type=int, default=4, help="responses to a prompt, a micro-batch")
     parser.add_argument("--prompt", type=int, default=96, help="tokens of a prompt")
     parser.add_argument("--new", type=int, default=128, help="tokens of a response")
     parser.add_argument("--side", choices=[*SIDES, "scorer"], help=argparse.SUPPRESS)
@@ -187,8 +196,8 @@ def main() -> None:
         found = {side: child("--side", side, "--scorer", folder) for side in SIDES}
     result = {
         "model": args.model,
-        "responses": args.responses,
-        "micro_batch": args.micro,
+        "prompts": args.prompts,
+        "samples": args.samples,
         "prompt_tokens": args.prompt,
         "response_tokens": args.new,
         "own_mib": {side: round(one["own_mib"], 1) for side, one in found.items()},

@@ -1,39 +1,53 @@
-"""How well trained graders tell propositions, and whether rules fitted on templates order answers.
+"""How well trained graders tell propositions, whether rules fitted on templates order answers, and best-of-n.
 
-    python benchmarks/rules.py --data DIR [--runs DIR] [--features FILE]
+    python benchmarks/rules.py --data DIR [--parts PART ...] [--scorer FOLDER] [--set KEY=VALUE ...]
 
-`rbr_gold.jsonl` of the folder is labelled by proposition; no two rows share a prompt. Graders learn on its
-`train` rows and are measured on its `test` rows, and once more by cross-validation over all rows. The peer is
-the same heads on TF-IDF of the answer alone. Thresholds and strengths are chosen on training rows only.
+Parts are run one by one and saved after each; what was saved of other parts stays, and a run that is done in
+`--runs` is not done again.
 
-Then `train rules` fits weights with graders trained on all rows, on answers put together from templates to
-built-in prompts. It is measured on answers in other wordings to other prompts, beside the reward alone of a
-scorer.
+`split`: `rbr_gold.jsonl` of the folder is labelled by proposition; no two rows share a prompt. Graders learn
+on its `train` rows and are measured on its `test` rows. The peer is the same heads on TF-IDF of the answer
+alone. Thresholds and strengths are chosen on training rows only. `cross_validated`: the same over all rows.
+
+`order`: `train rules` fits weights with graders trained on all rows, on answers put together from templates
+to built-in prompts, and is measured on such answers to other prompts, beside the reward alone of `--scorer`
+or beside no reward. `wordings`: the same, with the templates in other wordings there.
+
+`best_of_n`: what rules choose among a model's own answers; see `rules_best_of_n.py`.
 """
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import common
 import numpy as np
-import torch
-from common import save
-from sklearn.model_selection import GroupKFold
+from common import ROOT, save
+from rules_best_of_n import Wanted, best_of_n
+from rules_steps import (
+    FEATURES,
+    GRADE,
+    GRADES_FILE,
+    FeaturesConfig,
+    GradeConfig,
+    done,
+    encoder_of,
+    gold,
+    written,
+)
 
-from equipoise.data.io import write_records
-from equipoise.data.rows import read_rows
-from equipoise.data.splits import normalise_prompt
-from equipoise.lineage import produce
-from equipoise.models.backbone import load_encoder
+from equipoise.config import apply_override, parse_override
+from equipoise.errors import EquipoiseError, RunStoppedError
 from equipoise.pipeline.rules import TRAIN_RULES, RulesConfig
-from equipoise.records import Exchange, text_of
-from equipoise.rewards.grading import Features, Inputs, fit_heads, fit_reader
 from equipoise.rewards.rules import Grades, RuleSet, load_rule_set
 from equipoise.stats import bootstrap, f1
 
-LAYERS = 6
+PARTS = ("split", "cross_validated", "order", "wordings", "best_of_n")
+SIDE_BY_SIDE = ("order", "wordings", "best_of_n")
+"""Parts that have several ways, of which one is run at a time."""
+FOLDS = 5
 FLOORS = {
     "regret": 0.83,
     "disclaimer": 0.87,
@@ -45,55 +59,6 @@ FLOORS = {
     "judges_user": 0.11,
 }
 """F1 that TF-IDF graders were measured at on the same split, before any of this; what is asked for."""
-
-
-def gold(path: Path) -> list[Exchange]:
-    return [
-        Exchange(
-            id=row.values["id"],
-            prompt=row.values["prompt"],
-            response=row.values["response"],
-            source="rbr-gold",
-            licence="MIT",
-            label_origin="human",
-            provenance={
-                "propositions": row.values["propositions"],
-                "response_type": row.values["ideal_response_type"],
-                "split": row.values["split"],
-            },
-        )
-        for row in read_rows(path)
-    ]
-
-
-def features_of(rows: Sequence[Exchange], cache: Path | None) -> torch.Tensor:
-    """Features of the frozen model, computed once."""
-    if cache is not None and cache.exists():
-        found: torch.Tensor = torch.load(cache, weights_only=True)
-        return found
-    found = Features(load_encoder("minilm"), LAYERS)(rows)
-    if cache is not None:
-        torch.save(found, cache)
-    return found
-
-
-def graded(
-    rows: Sequence[Exchange],
-    features: torch.Tensor,
-    labels: Grades,
-    train: Any,
-    test: Any,
-    *,
-    words_only: bool,
-) -> Grades:
-    """Grades of the test rows by heads that learned on the training rows; NaN where there is no head."""
-    reader = fit_reader(features[train], [rows[i].response for i in train])
-    inputs = reader(features, [e.response for e in rows])
-    if words_only:
-        inputs = inputs._replace(features=np.zeros((len(rows), 0)))
-    fit, held = (Inputs(*(part[places] for part in inputs)) for places in (train, test))
-    heads, _ = fit_heads(fit, labels[train], [rows[i].id for i in train])
-    return np.where(heads.trained, heads(held), np.nan)
 
 
 def table(ours: Grades, theirs: Grades, labels: Grades, rules: RuleSet) -> dict[str, Any]:
@@ -118,41 +83,97 @@ def table(ours: Grades, theirs: Grades, labels: Grades, rules: RuleSet) -> dict[
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--runs", type=Path, default=Path("runs/rules"))
-    parser.add_argument("--features", type=Path)
-    parser.add_argument("--folds", type=int, default=5)
-    parser.add_argument("--scorer", type=Path, help="a scorer's folder, whose reward the rules go on top of")
-    given = parser.parse_args()
-    rows, rules = gold(given.data / "rbr_gold.jsonl"), load_rule_set("style")
+def graded(wanted: Wanted, folds: list[int | None]) -> dict[str, Any]:
+    """The table of the rows that one or several folds hold back."""
+    rows, rules = gold(wanted.data / "rbr_gold.jsonl"), load_rule_set("style")
     labels = np.array([rules.labels(e) for e in rows])
-    features = features_of(rows, given.features)
-    result: dict[str, Any] = {"rows": len(rows)}
-
-    part = np.array([e.provenance["split"] for e in rows])
-    train, test = np.flatnonzero(part == "train"), np.flatnonzero(part == "test")
-    both = [graded(rows, features, labels, train, test, words_only=w) for w in (False, True)]
-    result["split"] = table(*both, labels[test], rules)
-    save("rules", result)
-
+    exchanges = written(wanted.runs / "gold.jsonl", rows)
+    config = FeaturesConfig(exchanges=exchanges, **encoder_of(wanted.settings))
+    features, _ = done(wanted.runs, FEATURES, config)
     ours, theirs = np.full_like(labels, np.nan), np.full_like(labels, np.nan)
-    prompts = [normalise_prompt(text_of(e.prompt)) for e in rows]
-    for fit, held in GroupKFold(given.folds).split(labels, groups=prompts):
-        ours[held] = graded(rows, features, labels, fit, held, words_only=False)
-        theirs[held] = graded(rows, features, labels, fit, held, words_only=True)
-    result["cross_validated"] = table(ours, theirs, labels, rules)
-    save("rules", result)
+    held = []
+    for fold in folds:
+        one = GradeConfig(exchanges=exchanges, features=features, fold=fold, folds=FOLDS)
+        place, _ = done(wanted.runs, GRADE, one)
+        with np.load(place / GRADES_FILE) as found:
+            ours[found["test"]], theirs[found["test"]] = found["ours"], found["theirs"]
+            held.append(found["test"])
+    test = np.concatenate(held)
+    return table(ours[test], theirs[test], labels[test], rules)
 
-    given.runs.mkdir(parents=True, exist_ok=True)
-    write_records(given.runs / "gold.jsonl", rows)
-    config = RulesConfig(exchanges=(given.runs / "gold.jsonl",), scorer=given.scorer)
-    outcome = produce(given.runs / "style", TRAIN_RULES, config, force=True)
-    told = json.loads((given.runs / "style" / "rules.json").read_text("utf-8"))
-    result["order"] = {"beside": "a scorer" if given.scorer else "no reward", **told["order"]}
-    result["seconds"] = outcome.manifest.wall_seconds
-    save("rules", result)
+
+def order(wanted: Wanted, *, other_wordings: bool) -> dict[str, Any]:
+    """Share of held-back pairs in order, as `train rules` tells it."""
+    exchanges = written(wanted.runs / "gold.jsonl", gold(wanted.data / "rbr_gold.jsonl"))
+    given = {**wanted.settings, "scorer": wanted.scorer, "hold_back_wordings": other_wordings}
+    place, manifest = done(wanted.runs, TRAIN_RULES, RulesConfig(exchanges=(exchanges,), **given))
+    told = json.loads((place / "rules.json").read_text("utf-8"))
+    return {**told["order"], "seconds": manifest.wall_seconds}
+
+
+def earlier() -> dict[str, Any]:
+    """What was saved before, without what it was measured on."""
+    path = common.RESULTS / "rules.json"
+    found: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    found.pop("machine", None)
+    return found
+
+
+def parts_of(given: argparse.Namespace) -> dict[str, Callable[[], dict[str, Any]]]:
+    """What each part measures; ways of one part are saved side by side."""
+    settings: dict[str, Any] = {}
+    for item in given.set:
+        apply_override(settings, *parse_override(item))
+    wanted = Wanted(
+        given.data,
+        given.runs,
+        given.scorer,
+        given.prompts,
+        given.samples,
+        given.model,
+        given.judge,
+        given.guard,
+        settings,
+    )
+    beside = "beside a scorer" if given.scorer else "beside no reward"
+    way = ", ".join([beside, *given.set])
+    chosen = [f"judged on {given.judge}", *(["by a scorer that was given"] if given.scorer else [])]
+    return {
+        "split": lambda: graded(wanted, [None]),
+        "cross_validated": lambda: graded(wanted, list(range(FOLDS))),
+        "order": lambda: {way: order(wanted, other_wordings=False)},
+        "wordings": lambda: {way: order(wanted, other_wordings=True)},
+        "best_of_n": lambda: {", ".join([*chosen, *given.set]): best_of_n(wanted)},
+    }
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with the rows")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "rules", help="where runs lie")
+    parser.add_argument("--scorer", type=Path, help="a scorer's folder, whose reward the rules go on top of")
+    parser.add_argument("--model", default="smollm2-135m", help="what writes in best_of_n")
+    parser.add_argument("--prompts", type=int, default=60, help="of best_of_n, half of them harmful")
+    parser.add_argument("--samples", type=int, default=8, help="of each prompt in best_of_n")
+    parser.add_argument("--judge", default="minilm", help="encoder of the graders that judge best_of_n")
+    parser.add_argument("--guard", default="default", help="judges harm and refusals in best_of_n")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of `train rules`")
+    return parser
+
+
+def main() -> None:
+    given = arguments().parse_args()
+    result = {"rows": len(gold(given.data / "rbr_gold.jsonl"))} | earlier()
+    measure = parts_of(given)
+    for part in given.parts:
+        try:
+            found = measure[part]()
+        except (EquipoiseError, RunStoppedError) as exc:
+            raise SystemExit(f"error: {part}: {exc}") from exc
+        result[part] = result.get(part, {}) | found if part in SIDE_BY_SIDE else found
+        save("rules", result)
+        print(json.dumps({part: found}), flush=True)
 
 
 if __name__ == "__main__":

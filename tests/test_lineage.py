@@ -8,13 +8,14 @@ from typing import Annotated
 import pytest
 from pydantic import Field
 
-from equipoise.config import Config, InputPath, IsAside, ModelRef, find_inputs, read_yaml
+from equipoise.config import Config, InputPath, IsAside, IsLater, ModelRef, find_inputs, read_yaml
 from equipoise.errors import ConfigError, DataError, RunStoppedError
 from equipoise.lineage import (
     Outcome,
     Run,
     Step,
     content_hash,
+    identify,
     manifest_of,
     produce,
     read_manifest,
@@ -104,6 +105,16 @@ def test_a_setting_that_changes_nothing_of_what_comes_out_may_differ(tmp_path: P
     assert produce(tmp_path / "out", STEP._replace(build=never), Settings()).skipped
     with pytest.raises(ConfigError, match="holds another run"):
         produce(tmp_path / "out", STEP, Settings(pace=Pace(rounds=2)))
+
+
+class Since(Pace):
+    extra: Annotated[Files | None, IsLater()] = None
+
+
+def test_a_setting_that_came_later_leaves_runs_without_it_their_identity() -> None:
+    before, since = identify(STEP, Pace()).key, identify(STEP, Since()).key
+    assert before == since
+    assert identify(STEP, Since(extra=Files())).key != before
 
 
 def test_inputs_that_moved_are_still_the_same(tmp_path: Path, data: Path) -> None:

@@ -31,6 +31,10 @@ class IsAside:
     """Marks a setting that changes how a run goes but not what comes out; it may differ on a resume."""
 
 
+class IsLater:
+    """Marks a setting that came later: where it is None the run has the identity that it had without it."""
+
+
 InputPath = Annotated[Path, IsInput()]
 """A file or folder that the run reads."""
 
@@ -193,11 +197,14 @@ def find_inputs(
 
 
 def deciding(config: BaseModel) -> dict[str, Any]:
-    """Return the settings as plain values, without those marked `IsAside`."""
+    """Return the settings as plain values, without those marked `IsAside`, or `IsLater` and None."""
     settings = config.model_dump(mode="json")
     for name, field in type(config).model_fields.items():
         value = getattr(config, name)
-        if any(isinstance(mark, IsAside) for mark in field.metadata):
+        if any(
+            isinstance(mark, IsAside) or (value is None and isinstance(mark, IsLater))
+            for mark in field.metadata
+        ):
             del settings[name]
         elif isinstance(value, BaseModel):
             settings[name] = deciding(value)

@@ -178,6 +178,25 @@ def test_a_run_without_constraints_shows_its_reward(make_log, tmp_path) -> None:
     page_of(tmp_path, tmp_path / "ppo")
 
 
+def of_groups(young: float, old: float) -> dict[str, dict[str, float]]:
+    return {
+        "young": {"reward": young, "compared": young, "weight": 0.3},
+        "old": {"reward": 10 * old, "compared": old, "weight": 0.7},
+    }
+
+
+def test_groups_show_what_is_compared_and_their_weights(make_log, tmp_path) -> None:
+    page = page_of(tmp_path, make_log(groups=of_groups(0.5, 0.25)))
+    assert "the reward of the group that is worst off at the end, 'old', from 2.5 to 2.5" in page.visible
+    assert "Reward of each group, as it is compared with the others" in page.visible
+    assert "young: 0.5 → 0.5, old: 0.25 → 0.25" in page.visible
+    assert "young: 30% → 30%, old: 70% → 70%" in page.visible
+    produce(tmp_path / "r", REPORT, ReportConfig(runs=[tmp_path / "ppo"]))
+    (found,) = json.loads((tmp_path / "r" / "report.json").read_text())["trainings"]
+    assert found["end"]["groups"] == of_groups(0.5, 0.25)
+    assert "'old', from 2.5 to 2.5" in (tmp_path / "r" / "report.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("costs", "verdict"),
     [

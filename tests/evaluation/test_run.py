@@ -7,8 +7,8 @@ import pytest
 
 from equipoise.errors import RunStoppedError
 from equipoise.evaluation.files import read_lines, write_lines
-from equipoise.evaluation.rows import EvaluatedRow, load_run
 from equipoise.evaluation.response import Response
+from equipoise.evaluation.rows import EvaluatedRow, load_run
 from equipoise.evaluation.run import EvaluateConfig, evaluate
 from equipoise.lineage import Step, produce
 from equipoise.protocols import RefusalVerdict, Verdict

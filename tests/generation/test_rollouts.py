@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from equipoise.generation.local import LocalGenerator, load_generator
-from equipoise.generation.rollouts import Rollout, roll_out, roll_out_elsewhere, rows_of
+from equipoise.generation.rollouts import Rollout, roll_out, rows_of
 from equipoise.models.backbone import add_lora, load_causal
 from equipoise.models.layout import Row, response_logps
 from equipoise.models.roles import Role, Roles
@@ -78,24 +78,6 @@ def test_an_actor_writes_with_its_adapter_and_the_base_without(tiny_llama: Path)
 
 def tokens(rollouts: list[list[Rollout]]) -> list[list[int]]:
     return [r.ids for responses in rollouts for r in responses]
-
-
-def test_texts_of_a_server_are_read_in_the_policys_tokens(tiny_llama: Path) -> None:
-    tokenizer = load_generator(tiny_llama, device="cpu").tokenizer
-    texts = [["no", "the moon and the sun pull at the water"], ["yes", ""]]
-    asked: list[list[str] | None] = []
-
-    def generate(prompts: object, sampling: Sampling, ids: list[str] | None = None) -> list[list[str]]:
-        asked.append(ids)
-        return texts
-
-    found = roll_out_elsewhere(generate, tokenizer, PROMPTS, SAMPLING._replace(max_new_tokens=4))  # type: ignore[arg-type]
-    assert asked == [["bread", "tides"]]
-    assert [[r.is_truncated for r in many] for many in found] == [[False, True], [False, False]]
-    assert found[0][0].ids == [*tokenizer("no", add_special_tokens=False)["input_ids"], 2]
-    assert len(found[0][1].ids) == 4
-    assert found[1][1].ids == [2]
-    assert all(r.logps == () for many in found for r in many)
 
 
 def test_only_neighbours_share_a_row() -> None:

@@ -71,11 +71,12 @@ def test_chunks_change_neither_values_nor_gradients(chunk: int, softcap: float |
 
 
 class LiveLogits(TorchDispatchMode):
-    """Count the tensors with a last axis of `vocabulary` and more than one row that are alive at once."""
+    """Count the tensors with a last axis of `vocabulary` that are alive at once, and their most rows."""
 
     def __init__(self, vocabulary: int, width: int) -> None:
         super().__init__()
         self.vocabulary, self.width, self.alive, self.peak = vocabulary, width, {}, 0
+        self.rows = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -84,6 +85,7 @@ class LiveLogits(TorchDispatchMode):
             if is_logits and tensor.shape[0] != self.width:  # which is a transposed weight or its gradient
                 storage = tensor.untyped_storage()
                 self.alive[storage.data_ptr()] = StorageWeakRef(storage)
+                self.rows = max(self.rows, tensor.shape[0])
         self.alive = {key: ref for key, ref in self.alive.items() if not ref.expired()}
         self.peak = max(self.peak, len(self.alive))
         return out
@@ -102,6 +104,17 @@ def test_one_chunk_of_logits_is_alive_at_a_time_forward_and_backward() -> None:
         parts = [logit_logps(h @ weight.T, t) for h, t in zip(hidden.split(3), targets.split(3), strict=True)]
     assert len(plain.alive) >= chunks
     assert len(parts) == chunks
+
+
+@pytest.mark.parametrize(("learns", "chunk"), [(False, 256), (True, 1024)])
+def test_chunks_are_small_unless_each_would_add_a_gradient_of_the_embedding(learns: bool, chunk: int) -> None:
+    hidden, weight, targets, _ = made(1100, 7)
+    with LiveLogits(7, width=4) as watch:
+        token_logps(hidden, weight.requires_grad_(learns), targets).sum().backward()
+    assert watch.rows == chunk
+    with torch.no_grad(), LiveLogits(7, width=4) as watch:
+        token_logps(hidden, weight, targets)
+    assert watch.rows == 256
 
 
 def test_half_precision_inputs_give_a_float32_softmax() -> None:

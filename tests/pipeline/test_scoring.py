@@ -19,7 +19,7 @@ from equipoise.models.roles_load import RoleSettings, load_roles
 from equipoise.models.scorer import ScorerCard, ScorerModel
 from equipoise.moderation.guard import load_guard
 from equipoise.pipeline.scoring import load_scoring
-from equipoise.policy.scoring import ScoringSettings
+from equipoise.policy.scoring_settings import ScoringSettings
 from equipoise.records import Prompt
 from equipoise.rewards.rules import RuleSet
 from equipoise.taxonomy import load_taxonomy
@@ -149,6 +149,8 @@ def test_a_guard_says_what_the_prompt_calls_for_where_it_can(
 def test_rules_need_the_scorer_that_they_were_fitted_beside(roles: Roles, rules: Path) -> None:
     with pytest.raises(ModelError, match="fitted beside a scorer, got none"):
         load_scoring(settings(rules=rules, reward="rules"), roles, [])
+    with pytest.raises(ModelError, match="fitted beside a scorer, got none"):
+        load_scoring(settings(rules=rules, maxmin={"groups": {"a": "scorer"}}), roles, [])
 
 
 def test_what_does_not_fit_is_said_before_anything_is_loaded(roles: Roles) -> None:

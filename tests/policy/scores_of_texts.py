@@ -10,6 +10,11 @@ def reward(exchanges: Sequence[Exchange]) -> list[float]:
     return [sum(c in "abcdefghijklm" for c in e.response) / (1 + len(e.response)) for e in exchanges]
 
 
+def brevity(exchanges: Sequence[Exchange]) -> list[float]:
+    """Fewer letters are better."""
+    return [-float(len(e.response)) for e in exchanges]
+
+
 def cost(exchanges: Sequence[Exchange]) -> list[float]:
     """How many letters e, less one."""
     return [e.response.count("e") - 1.0 for e in exchanges]

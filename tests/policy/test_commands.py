@@ -13,6 +13,7 @@ import pytest
 from equipoise.data.io import write_records
 from equipoise.lineage import read_manifest
 from equipoise.models.checkpoints import load_tensors
+from equipoise.policy.tracking import numbers
 from equipoise.records import Prompt
 
 HERE = Path(__file__).parent
@@ -22,6 +23,9 @@ KILLED_AT = HERE.parent / "training" / "killed_at.py"
 CLOSE = {"policy_loss": 1e-4, "clip_fraction": 0.02, "kl": 1e-4}
 """How near two logs are whose gradients were added up in another order, beside one in a thousand: a sum of
 terms that cancel, a share of tokens that one token changes, and a difference of nearly equal numbers."""
+
+SOURCES = "{a: 'scores_of_texts:reward', b: 'scores_of_texts:brevity'}"
+GROUPS = ["--set", "scoring.reward=scorer", "--set", f"scoring.maxmin={{groups: {SOURCES}, lr: 0.5}}"]
 
 
 @pytest.fixture
@@ -56,10 +60,11 @@ def log_of(folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["ppo-lag", "group-lag"])
+@pytest.mark.parametrize(("kind", "more"), [("ppo-lag", []), ("group-lag", []), ("group-lag", GROUPS)])
 def test_a_command_that_is_killed_goes_on_with_the_same_log(
-    kind: str, words: list[str], tmp_path: Path
+    kind: str, more: list[str], words: list[str], tmp_path: Path
 ) -> None:
+    words = words + more
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     done = run("-m", "equipoise", "train", kind, *words, "--out", str(whole))
     assert done.returncode == 0, done.stderr[-2000:]
@@ -76,8 +81,11 @@ def test_a_command_that_is_killed_goes_on_with_the_same_log(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["ppo-lag", "group-lag"])
-def test_two_launched_processes_learn_as_one(kind: str, words: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "more"), [("ppo-lag", []), ("group-lag", []), ("group-lag", GROUPS)])
+def test_two_launched_processes_learn_as_one(
+    kind: str, more: list[str], words: list[str], tmp_path: Path
+) -> None:
+    words = words + more
     alone, both = tmp_path / "alone", tmp_path / "both"
     done = run("-m", "equipoise", "train", kind, *words, "--out", str(alone))
     assert done.returncode == 0, done.stderr[-2000:]
@@ -87,6 +95,8 @@ def test_two_launched_processes_learn_as_one(kind: str, words: list[str], tmp_pa
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(done.stdout)["skipped"] is False
     for found, expected in zip(log_of(both), log_of(alone), strict=True):
+        for line in (found, expected):
+            line.update(numbers({"groups": line.pop("groups", {})}))
         same = {"states", "warnings", "severity", "ptx_loss"}  # names, texts, and None
         assert {name: found[name] for name in same} == {name: expected[name] for name in same}
         assert max(found["drift"], expected["drift"]) < 1e-4  # rounding, which is not the same

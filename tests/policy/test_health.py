@@ -132,5 +132,12 @@ def test_a_resumed_run_does_not_repeat_what_its_log_holds() -> None:
     assert warnings_of([{**each, "warnings": []} for each in lines])[0].startswith(first[1].split(" ")[0])
 
 
+def test_an_engine_whose_numbers_are_not_the_actors_is_warned_of_once() -> None:
+    lines = [line | {"engine_gap": 0.02 if line["update"] < 9 else 0.4} for line in healthy(updates=12)]
+    ((update, warning),) = told(lines)
+    assert update == 9
+    assert warning.startswith("engine: its log-probabilities are 0.4 nats per token from the actor's")
+
+
 def test_limits_are_settings() -> None:
     assert told(planted("kl", {0: 0.0, 40: 80.0}), Limits(kl=100.0)) == []

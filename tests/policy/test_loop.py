@@ -62,6 +62,17 @@ def killed(_: Signals) -> Signals:
     raise KeyError("as good as a kill")
 
 
+def in_groups(scoring: Scoring) -> Scoring:
+    """A scoring whose reward and cost are the rewards of two groups."""
+
+    def score(rollouts: Sequence[Rollout]) -> Signals:
+        found = scoring(rollouts)
+        groups = {"a": found.reward, "b": 3 * found.costs[:, 0]}
+        return found._replace(reward=torch.zeros(len(rollouts)), groups=groups)
+
+    return score
+
+
 def watching(scoring: Scoring) -> tuple[list[Rollout], Scoring]:
     """A list that fills with what is scored, and the scoring that fills it."""
     seen: list[Rollout] = []
@@ -78,6 +89,7 @@ def watching(scoring: Scoring) -> tuple[list[Rollout], Scoring]:
     [
         ("ppo", {"multiplier": {"rule": "log_sgd", "window": 20}, "optim": {"schedule": "cosine"}}),
         ("group", {"optim": {"epochs": 2}, "kl": {"beta": 0.1}}),
+        ("group", {"scoring": {"maxmin": {"groups": {"a": "own:a", "b": "own:b"}, "lr": 0.5}}}),
     ],
 )
 def test_a_run_that_is_killed_goes_on_with_the_same_log(
@@ -86,14 +98,15 @@ def test_a_run_that_is_killed_goes_on_with_the_same_log(
     ptx = tmp_path / "good.jsonl"
     ptx.write_text('{"id": "a", "prompt": "what of bread", "response": "bake it well"}\n', "utf-8")
     config = make_config(kind, checkpoint_every=2, ptx={"exchanges": [ptx], "batch_size": 1}, **more)
+    scoring = arbitrary if config.scoring.maxmin is None else in_groups(arbitrary)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    train(config, whole, arbitrary)
+    train(config, whole, scoring)
     with pytest.raises(KeyError):
-        train(config, broken, At(arbitrary, 4, killed))  # the third update is written, and not yet kept
+        train(config, broken, At(scoring, 4, killed))  # the third update is written, and not yet kept
     assert len(lines_of(broken)) == 3
     assert [f.name for f in (broken / "scratch" / "checkpoints").iterdir()] == ["checkpoint-2"]
     one = read_manifest(whole / "manifest.json")
-    two = train(config, broken, counted := At(arbitrary, 0, killed))
+    two = train(config, broken, counted := At(scoring, 0, killed))
     assert counted.calls == 2
     assert numbers_of(broken) == numbers_of(whole)
     assert lines_of(broken, "samples") == lines_of(whole, "samples")
@@ -155,7 +168,7 @@ def test_the_first_lines_numbers_are_those_of_the_starting_policy(
     constraints = [{"name": "cost", "quantile": 0.25}]
     train(make_config("group", updates=1, constraints=constraints), tmp_path / "out", watched)
     (line,) = lines_of(tmp_path / "out")
-    reward, costs, _ = arbitrary(seen)
+    reward, costs, *_ = arbitrary(seen)
     assert line["reward"] == pytest.approx(reward.mean().item())
     assert line["reward_std"] == pytest.approx(reward.std().item())
     assert line["costs"]["cost"] == pytest.approx(costs.mean().item())

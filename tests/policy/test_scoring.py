@@ -16,7 +16,8 @@ from equipoise.models.backbone import load_causal, load_encoder
 from equipoise.models.roles import Roles
 from equipoise.models.roles_load import RoleSettings, load_roles
 from equipoise.models.scorer import ScorerCard, ScorerModel
-from equipoise.policy.scoring import Passed, Scoring, ScoringSettings, load_scoring
+from equipoise.policy.scoring import Passed, Scoring, load_scoring
+from equipoise.policy.scoring_settings import ScoringSettings
 from equipoise.protocols import Verdict
 from equipoise.records import Exchange, Prompt, Score
 from equipoise.rewards.learned import load_scorer

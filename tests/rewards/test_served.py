@@ -62,10 +62,15 @@ def desk() -> Iterator[Desk]:
 
 
 def served(
-    desk: Desk, *, reward: bool = True, costs: tuple[str, ...] = ("harm",), **more: Any
+    desk: Desk,
+    *,
+    reward: bool = True,
+    costs: tuple[str, ...] = ("harm",),
+    groups: tuple[str, ...] = (),
+    **more: Any,
 ) -> ServedScores:
     settings = RewardServer(url=desk.url, first_wait_seconds=0.01, **more)
-    return ServedScores(settings, reward=reward, costs=costs)
+    return ServedScores(settings, reward=reward, costs=costs, groups=groups)
 
 
 def exchanges(count: int) -> list[Exchange]:
@@ -88,9 +93,20 @@ def test_what_is_sent_is_what_is_documented_and_nothing_else(desk: Desk) -> None
 
 def test_only_what_is_asked_for_need_be_there(desk: Desk) -> None:
     desk.answer = lambda rows: {"costs": {"harm": [1 for _ in rows]}}
-    assert served(desk, reward=False)(exchanges(2)) == (None, {"harm": [1.0, 1.0]})
+    assert served(desk, reward=False)(exchanges(2)) == (None, {"harm": [1.0, 1.0]}, {})
     desk.answer = lambda rows: {"rewards": [2 for _ in rows]}
-    assert served(desk, costs=())(exchanges(2)) == ([2.0, 2.0], {})
+    assert served(desk, costs=())(exchanges(2)) == ([2.0, 2.0], {}, {})
+
+
+def test_groups_have_rewards_of_their_own(desk: Desk) -> None:
+    desk.answer = lambda rows: {"groups": {"old": [3 for _ in rows], "young": [len(rows) for _ in rows]}}
+    ask = served(desk, reward=False, costs=(), groups=("young",), batch_size=2)
+    assert ask(exchanges(3)) == (None, {}, {"young": [2.0, 2.0, 1.0]})
+    asking_for_more = served(desk, reward=False, costs=(), groups=("young", "olds"))
+    with pytest.raises(
+        RunStoppedError, match=r"groups: no 'olds' \(did you mean 'old'\?\); the reply has: old,"
+    ):
+        asking_for_more(exchanges(3))
 
 
 def test_the_server_is_asked_again_until_it_answers(desk: Desk) -> None:

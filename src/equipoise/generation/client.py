@@ -45,6 +45,11 @@ _OURS = {
 }
 
 
+def base_address(url: str) -> str:
+    """Return the base address of a server of the OpenAI protocol; one without a path gets `/v1`."""
+    return url if urlsplit(url).path.strip("/") else f"{url}/v1"
+
+
 class ServerConfig(Config):
     """A server, and how to treat it."""
 
@@ -104,7 +109,7 @@ class EndpointConfig(ServerConfig):
     @field_validator("url")
     @classmethod
     def _is_base(cls, url: str) -> str:
-        return url if urlsplit(url).path.strip("/") else f"{url}/v1"
+        return base_address(url)
 
     @field_validator("extra")
     @classmethod
@@ -195,6 +200,18 @@ class Client:
                 if response.headers.get("content-type", "").startswith("text/event-stream"):
                     return await assemble(_data(response))
                 return parse_reply(await response.aread())
+
+    async def tell(self, url: str, body: dict[str, Any]) -> None:
+        """Send one request to another address of the server; of the reply only an error is read.
+
+        Raises:
+            FailedError: there is no reply, or it is an error.
+        """
+        with self._failures():
+            async with asyncio.timeout(self._seconds):
+                response = await self._http.post(url, json=body)
+            if not response.is_success:
+                raise _refusal(response, response.content)
 
     async def stream(self, body: dict[str, Any]) -> AsyncGenerator[str, None]:
         """Send one request and yield the data of its events as they come; the body must ask for a stream.

@@ -193,9 +193,17 @@ def _ask(prompt: Messages, sampling: Sampling, name: str, sample: int) -> Ask:
         return Ask(prompt, sampling.max_new_tokens, fields)
     if sampling.top_p < 1:
         fields["top_p"] = sampling.top_p
-    draw = f"{sampling.seed}\0{name}\0{sample}"
-    seed = int.from_bytes(hashlib.sha256(draw.encode()).digest()[:4], "big") >> 1  # servers take 31 bits
-    return Ask(prompt, sampling.max_new_tokens, fields, seed)
+    return Ask(prompt, sampling.max_new_tokens, fields, request_seed(sampling.seed, name, sample))
+
+
+def request_seed(seed: int, name: str, sample: int) -> int:
+    """Return the seed of one response, which depends on nothing else that is asked for; 31 bits.
+
+    >>> request_seed(0, "p1", 0) == request_seed(0, "p1", 1)
+    False
+    """
+    draw = f"{seed}\0{name}\0{sample}"
+    return int.from_bytes(hashlib.sha256(draw.encode()).digest()[:4], "big") >> 1  # servers take no more
 
 
 def _from_json(kept: dict[str, Any]) -> Answer:

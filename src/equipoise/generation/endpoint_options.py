@@ -16,6 +16,7 @@ from pydantic import JsonValue
 from equipoise.generation.endpoint import Ask, EndpointGenerator
 from equipoise.generation.option_text import check_options, score_text, score_tokens
 from equipoise.generation.replies import Answer, Reply, first_choice, first_token
+from equipoise.generation.usage import Usage
 from equipoise.protocols import Messages
 
 _ALTERNATIVES = (20, 5)
@@ -53,6 +54,10 @@ class EndpointOptionScorer:
     def how(self, options: Sequence[str]) -> How:
         """Return how the server is asked: what it was found to take."""
         return self._way(options)[0]
+
+    def take_usage(self) -> Usage:
+        """Return what the answers took since the last call, those from the journal too."""
+        return self._generator.take_usage()
 
     def _way(self, options: Sequence[str]) -> tuple[How, Mapping[str, JsonValue]]:
         for count in _ALTERNATIVES:

@@ -8,7 +8,7 @@ run, or only this answer is missing.
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from time import monotonic
@@ -53,12 +53,27 @@ class Tries:
         Raises:
             FailedError: no try brought an answer, or another would not help.
         """
+
+        async def send() -> T:
+            return read(await self._client.post(dict(body)))
+
+        return await self._until_done(send, seed, tries)
+
+    async def told(self, url: str, body: Mapping[str, JsonValue], tries: int) -> None:
+        """Send a request to another address of the server; of the reply only an error is read.
+
+        Raises:
+            FailedError: no try went well, or another would not help.
+        """
+        await self._until_done(lambda: self._client.tell(url, dict(body)), url, tries)
+
+    async def _until_done(self, send: Callable[[], Awaitable[T]], seed: str, tries: int) -> T:
         jitter = random.Random(seed)
         failures = 0
         while True:
             await self._sit_out_pause()
             try:
-                answer = read(await self._client.post(dict(body)))
+                answer = await send()
             except FailedError as failed:
                 failures += 1
                 if failed.after is not None:

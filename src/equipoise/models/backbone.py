@@ -61,7 +61,7 @@ def pick_device(device: str = "auto") -> torch.device:
 
 
 def micro_batch_tokens(asked: int | None, device: str = "auto") -> int:
-    """Return the tokens of one pass: as asked; else 4096, or on a CPU 512, whose activations fit its caches."""
+    """Return the tokens of one pass: as asked, else 4096; on a CPU 512, whose activations fit its caches."""
     return asked or (512 if pick_device(device).type == "cpu" else 4096)
 
 

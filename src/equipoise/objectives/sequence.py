@@ -34,7 +34,7 @@ def token_logps(
     *,
     bias: Tensor | None = None,
     softcap: float | None = None,
-    chunk: int = 1024,
+    chunk: int | None = None,
 ) -> Tensor:
     """log softmax(W h + b)[target] at each position, [N]; values and gradients of the plain computation.
 
@@ -47,10 +47,13 @@ def token_logps(
         targets: [N] token ids.
         bias: [V] of the output embedding.
         softcap: c in c tanh(logits / c), for the models that bound their logits (Gemma).
-        chunk: Positions at a time.
+        chunk: Positions at a time. Where None, 256; 1024 where the output embedding learns, since each
+            chunk then has a gradient of the embedding's size, which is to be made and added.
     """
     if len(targets) == 0:
         return hidden.sum(-1).to(torch.promote_types(hidden.dtype, torch.float32))
+    if chunk is None:
+        chunk = 1024 if weight.requires_grad and torch.is_grad_enabled() else 256
     parts = []
     for start in range(0, len(targets), chunk):
         h, t = hidden[start : start + chunk], targets[start : start + chunk]

@@ -2,17 +2,24 @@
 
 from equipoise.lineage import Run, Step
 from equipoise.pipeline.scoring import load_scoring
-from equipoise.policy.settings import GroupLagConfig, PpoLagConfig
+from equipoise.policy.group_sources import check_groups
+from equipoise.policy.settings import GroupLagConfig, OnlineConfig, PpoLagConfig
 from equipoise.policy.train import train_group_lag, train_ppo_lag
 
 
+def _check(config: OnlineConfig) -> None:
+    """Say a mistake before models are loaded."""
+    config.scoring.columns(config.signals[1:])
+    check_groups(config.scoring)
+
+
 def _ppo_lag(config: PpoLagConfig, run: Run) -> None:
-    config.scoring.columns(config.signals[1:])  # a mistake is said before models are loaded
+    _check(config)
     train_ppo_lag(config, run, load_scoring)
 
 
 def _group_lag(config: GroupLagConfig, run: Run) -> None:
-    config.scoring.columns(config.signals[1:])  # a mistake is said before models are loaded
+    _check(config)
     train_group_lag(config, run, load_scoring)
 
 

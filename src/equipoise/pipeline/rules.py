@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Annotated, Self
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field, JsonValue, model_validator
 
 from equipoise.config import Config, InputPath, IsInput, ModelRef
 from equipoise.data.corpus import corpus
@@ -12,7 +12,9 @@ from equipoise.data.io import read_records
 from equipoise.data.splits import normalise_prompt
 from equipoise.errors import DataError
 from equipoise.evaluation.files import write_json
+from equipoise.generation.endpoint_options import EndpointOptionScorer
 from equipoise.generation.sources import Device
+from equipoise.judges.propositions import PropositionGrader
 from equipoise.judges.rules import AskedOf, RulesCard, TrainedBy, asking, scorer_reward
 from equipoise.lineage import Run, Step, content_hash, write_text
 from equipoise.models.checkpoints import save_card
@@ -107,7 +109,17 @@ def train_rules(config: RulesConfig, run: Run) -> None:
     told = {"f1": scores, "order": order, "pairs": fit.pairs, "loss": fit.loss}
     write_json(run.out / "rules.json", told)
     run.notes |= {"held_back_pairs_in_order": str(order["all"]["total"]), "pairs": sum(fit.pairs.values())}
+    run.notes |= _usage(grader, config.judge)
     write_text(run.card, _card(card, scores, order, run.licences))
+
+
+def _usage(grader: Grader, judge: AskedOf | None) -> dict[str, JsonValue]:
+    """Return what a server's grades took, as a note; nothing where no server was asked."""
+    if judge is None or judge.endpoint is None:
+        return {}
+    assert isinstance(grader, PropositionGrader)
+    assert isinstance(grader.scorer, EndpointOptionScorer)
+    return {"usage": grader.scorer.take_usage().note(judge.endpoint.price_of(judge.model))}
 
 
 def measure_order(ranked: RankedAnswers, weights: dict[str, list[float]]) -> dict[str, dict[str, Estimate]]:
@@ -220,11 +232,16 @@ def _card(
     lines += ["", "| held-back pairs in order | reward and rules | reward alone |", "|---|---|---|"]
     lines += [f"| {name} | {found['total']} | {found['reward_alone']} |" for name, found in order.items()]
     lines += ["", f"Licences: {', '.join(sorted(licences))}.", "", "## Limits", ""]
-    lines += ["F1 is by cross-validation over prompts, with the threshold chosen on the same answers. A"]
-    lines += [
-        "proposition without F1 had too few labels, and is taken to be false. Held-back pairs are of the"
-    ]
-    lines += ["same kind as those of the fit: they do not say how a policy's own answers are ordered.", ""]
+    if isinstance(graded, TrainedBy):
+        lines += ["F1 is by cross-validation over prompts, with the threshold chosen on the same answers. A"]
+        lines += ["proposition without F1 had too few labels, and is taken to be false."]
+    else:
+        lines += [
+            "A grade is the probability of yes to the question of a proposition; how often the model is"
+        ]
+        lines += ["right was not measured."]
+    lines += ["Held-back pairs are of the same kind as those of the fit: they do not say how a policy's own"]
+    lines += ["answers are ordered.", ""]
     return "\n".join(lines)
 
 

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 
 from equipoise.models.roles import Roles
 from equipoise.policy import scoring
-from equipoise.policy.scoring import Passed, Scoring, ScoringSettings
+from equipoise.policy.scoring import Passed, Scoring
+from equipoise.policy.scoring_settings import ScoringSettings
 
 if TYPE_CHECKING:
     from equipoise.rewards.rules import RuleReward
@@ -41,6 +42,6 @@ def _rules(settings: ScoringSettings, roles: Roles | None) -> "RuleReward":
 
     assert settings.rules is not None
     scorer = None
-    if settings.reward == "scorer":
+    if settings.reward == "scorer" and settings.maxmin is None:
         scorer = settings.scorer or (None if roles is None else roles.scorer_folder)
     return load_rules(settings.rules, scorer=scorer, alone=True, device=settings.device)

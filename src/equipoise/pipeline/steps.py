@@ -39,6 +39,7 @@ STEPS = {
     "train.ppo_lag": "equipoise.pipeline.online:TRAIN_PPO_LAG",
     "train.group_lag": "equipoise.pipeline.online:TRAIN_GROUP_LAG",
     "evaluate": "equipoise.evaluation.steps:EVALUATE",
+    "evaluate.compare": "equipoise.evaluation.compare_run:COMPARE",
     "evaluate.certify": "equipoise.evaluation.certify_run:CERTIFY",
     "evaluate.front": "equipoise.evaluation.front_run:FRONT",
     "evaluate.detection": "equipoise.evaluation.detection:DETECTION",

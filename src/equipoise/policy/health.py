@@ -30,6 +30,9 @@ class Limits(NamedTuple):
     """What is left of the entropy of the start."""
     kl: float = 30.0
     """Nats per response that the policy is from its reference."""
+    engine_gap: float = 0.1
+    """Nats per token that an engine's log-probabilities are from the actor's, in the mean; rounding to 16
+    bits should make less."""
     flat: float = 0.01
     """Of the range of a cost over the run: within it the cost no longer answers to the policy."""
 
@@ -100,6 +103,14 @@ def _divergence(history: Sequence[Line], limits: Limits) -> str:
     return f"{far}; scorers know little of such texts, more weight on the divergence keeps nearer"
 
 
+def _engine(history: Sequence[Line], limits: Limits) -> str:
+    gap = history[-1].get("engine_gap")
+    if gap is None or gap <= limits.engine_gap:
+        return ""
+    far = f"its log-probabilities are {gap:.3g} nats per token from the actor's in the mean"
+    return f"{far}; does it serve the model of roles.policy, with the adapter that it was given?"
+
+
 def _flat_cost(name: str, history: Sequence[Line], limits: Limits) -> str:
     """The reward rises and the cost, away from its budget, answers to nothing: the end of its scale."""
     column = [line["costs"][name] for line in history]
@@ -122,6 +133,7 @@ _CHECKS: dict[str, Callable[[Sequence[Line], Limits], str]] = {
     "repetition": _repetition,
     "entropy": _entropy,
     "divergence": _divergence,
+    "engine": _engine,
 }
 
 

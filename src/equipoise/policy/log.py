@@ -49,7 +49,7 @@ def log_line(
     learned: Learned,
 ) -> dict[str, Any]:
     """Return the numbers of an update, counted from 1; `budgets` as they are compared with `costs`."""
-    reward, costs, severity = experience.signals
+    reward, costs, severity, _ = experience.signals
     names = [reading.name for reading in readings]
     responses = len(experience.rollouts)
     return {
@@ -68,13 +68,14 @@ def log_line(
         "truncated": sum(rollout.is_truncated for rollout in experience.rollouts) / responses,
         "repetition": sum(repetition(rollout.text) for rollout in experience.rollouts) / responses,
         "entropy": -_mean(experience.logps),
-        "drift": max(experience.drift, learned.drift),
+        "drift": None if experience.drift is None else max(experience.drift, learned.drift),
         "clip_fraction": learned.clip_fraction,
         "policy_loss": learned.policy_loss,
         "value_losses": dict(zip(("reward", *names), learned.value_losses, strict=False)),
         "ptx_loss": learned.ptx_loss,
         "grad_norm": learned.grad_norm,
         "lr": learned.lr,
+        **({} if experience.engine_gap is None else {"engine_gap": experience.engine_gap}),
     }
 
 
@@ -95,8 +96,12 @@ def sample_lines(
     """Return `count` responses with their scores, evenly spread over the rollout."""
     total = len(experience.rollouts)
     chosen = [total * i // count for i in range(count)] if count < total else range(total)
-    reward, costs, _ = experience.signals
-    return [_sample(update, experience.rollouts[i], reward[i], costs[i], names) for i in chosen]
+    reward, costs, _, groups = experience.signals
+    lines = [_sample(update, experience.rollouts[i], reward[i], costs[i], names) for i in chosen]
+    if groups:
+        for i, line in zip(chosen, lines, strict=True):
+            line["groups"] = {name: column[i].item() for name, column in groups.items()}
+    return lines
 
 
 def _sample(

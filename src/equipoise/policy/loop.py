@@ -6,7 +6,8 @@ and threads): log lines that came after it are cut off and written again.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from transformers import set_seed
 
@@ -16,6 +17,8 @@ from equipoise.models.layout import Row
 from equipoise.models.roles import Roles
 from equipoise.policy.credit import credit, moved_by
 from equipoise.policy.experience import Experience, collect, seed_of
+from equipoise.policy.group_sources import group_names
+from equipoise.policy.group_weights import GroupWeights
 from equipoise.policy.health import warnings_of
 from equipoise.policy.lagrangian import Multiplier
 from equipoise.policy.log import Clock, log_line, sample_lines
@@ -60,8 +63,8 @@ def align(
     multiplier = Multiplier(config.constraints, config.multiplier)
     learner = Learner(roles, config, ptx_rows)
     log, samples = (Journal(run.out / f"{name}.jsonl") for name in ("log", "samples"))
-    journals = {"log": log, "samples": samples}
-    keeper = Keeper(run.shared / "checkpoints", roles, learner.optimizer, multiplier, journals)
+    journals, groups = {"log": log, "samples": samples}, _groups(config)
+    keeper = Keeper(run.shared / "checkpoints", roles, learner.optimizer, multiplier, journals, groups=groups)
     done = keeper.restore()
     history = gathered(log.lines())[0]  # the first process has them
     trackers = config.report_to if rank() == 0 else ()
@@ -74,17 +77,17 @@ def align(
             clock = Clock()
             set_seed(seed_of(config.seed, update))  # for what a scoring may draw
             try:
-                experience = collect(config, roles, scoring, prompts, update, clock=clock)
+                found = _weigh(collect(config, roles, scoring, prompts, update, clock=clock), groups, update)
             except RunStoppedError:
                 if update:
                     keeper.save(update)  # nothing has changed since
                 raise
-            history.append(_update(config, experience, multiplier, learner, update))
+            history.append(_update(config, found, multiplier, learner, update))
             _warn(history)
             line = history[-1] | {"seconds": clock.stop()}
             if rank() == 0:
                 log.write(line)
-                samples.write(*sample_lines(update + 1, experience, multiplier.names, config.samples_logged))
+                samples.write(*_samples(config, found.experience, update))
                 track(line, update + 1)
             if (update + 1) % config.checkpoint_every == 0:
                 keeper.save(update + 1)
@@ -107,12 +110,46 @@ def _warn(history: Sequence[dict[str, Any]]) -> None:
         say(f"update {line['update']}: {warning}")
 
 
+def _samples(config: OnlineConfig, experience: Experience, update: int) -> list[dict[str, Any]]:
+    return sample_lines(update + 1, experience, config.signals[1:], config.samples_logged)
+
+
+def _groups(config: OnlineConfig) -> GroupWeights | None:
+    maxmin = config.scoring.maxmin
+    return None if maxmin is None else GroupWeights(group_names(maxmin), maxmin)
+
+
+class _Weighed(NamedTuple):
+    """Experience with one reward, also where groups each have theirs."""
+
+    experience: Experience
+    line: dict[str, Any]
+    """What the log says of groups."""
+    warnings: tuple[str, ...]
+
+
+def _weigh(experience: Experience, groups: GroupWeights | None, update: int) -> _Weighed:
+    """Move the weights of groups, and make one reward of theirs under them."""
+    signals = experience.signals
+    if groups is None:
+        if signals.groups:
+            given = ", ".join(signals.groups)
+            raise ConfigError(f"scoring: got rewards of groups: {given}; expected none, or scoring.maxmin")
+        return _Weighed(experience, {}, ())
+    columns = groups.columns(signals.groups)
+    warnings = groups.start(columns) if update == 0 else ()
+    reward = groups.update(columns) + signals.reward
+    seen = {name: reading._asdict() for name, reading in groups.readings(columns).items()}
+    return _Weighed(replace(experience, signals=signals._replace(reward=reward)), {"groups": seen}, warnings)
+
+
 def _update(
-    config: OnlineConfig, experience: Experience, multiplier: Multiplier, learner: Learner, update: int
+    config: OnlineConfig, weighed: _Weighed, multiplier: Multiplier, learner: Learner, update: int
 ) -> dict[str, Any]:
     """Move the multipliers, then learn under them; return the line of the log."""
+    experience = weighed.experience
     costs = experience.signals.costs
-    warnings = list(multiplier.start(costs)) if update == 0 else []
+    warnings = [*weighed.warnings, *(multiplier.start(costs) if update == 0 else ())]
     budgets = multiplier.budgets
     for constraint, budget in zip(config.constraints, budgets, strict=True):
         if update == 0 and constraint.budget is None:
@@ -121,4 +158,5 @@ def _update(
     readings = multiplier.update(*moved_by(config, costs, budgets))
     learned = learner.learn(experience, credit(config, experience, multiplier.values, budgets), update)
     warnings += [reading.warning for reading in readings if reading.warning is not None]
-    return {**log_line(update + 1, experience, readings, budgets, learned), "warnings": warnings}
+    line = log_line(update + 1, experience, readings, budgets, learned)
+    return {**line, **weighed.line, "warnings": warnings}

@@ -1,4 +1,5 @@
-"""What responses are worth and what they cost, from wherever it comes: one reward, and a cost per constraint.
+"""What responses are worth and what they cost, from wherever it comes: one reward or those of some groups,
+and a cost per constraint.
 
 The sources are a scorer, which plays a role on the policy's own weights or is called beside it, a guard's
 severity, an HTTP server, and functions of the user's; rules may be added to the reward. A guard and rules are
@@ -7,22 +8,20 @@ loaded by the layer above (`pipeline.scoring`) and passed in.
 Shapes: R responses, M constraints, L severity levels.
 """
 
-import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Literal, NamedTuple, Self, get_args
+from typing import NamedTuple
 
 import torch
-from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor
 
-from equipoise.config import Config, InputPath, ModelRef
-from equipoise.errors import ConfigError, ModelError, near
+from equipoise.errors import ConfigError, ModelError
 from equipoise.generation.rollouts import Rollout
-from equipoise.generation.sources import Device
 from equipoise.models.checkpoints import load_card
 from equipoise.models.roles import Roles
 from equipoise.models.roles_load import SCORER
 from equipoise.models.scorer import ScorerCard
+from equipoise.policy.group_sources import load_groups, seen_by
+from equipoise.policy.scoring_settings import ScoringSettings
 from equipoise.policy.sources import (
     ByFunction,
     ByGuard,
@@ -37,17 +36,20 @@ from equipoise.policy.sources import (
 from equipoise.protocols import Judge, Reward
 from equipoise.records import Exchange
 from equipoise.rewards.learned import load_scorer
-from equipoise.rewards.served import RewardServer, ServedScores
+from equipoise.rewards.served import ServedScores
+
 
 class Signals(NamedTuple):
     """What a rollout's responses are worth."""
 
     reward: Tensor
-    """[R], better when higher."""
+    """[R], better when higher; where there are groups, what is added to what they give."""
     costs: Tensor
     """[R, M], a column for each constraint, raw: worse when higher."""
     severity: Tensor | None
     """[R, L] probability of each level where there is a guard."""
+    groups: Mapping[str, Tensor] = {}
+    """Group -> [R] the reward in its eyes, as its source gives it; none unless `scoring.maxmin` is set."""
 
 
 Scoring = Callable[[Sequence[Rollout]], Signals]
@@ -87,7 +89,7 @@ def load_scoring(
             raise ConfigError(f"scoring.{name}: was not loaded; expected it among what is passed in")
     sources: list[Source] = []
     by_scorer = {name: cost.categories for name, cost in columns.items() if cost.source == "scorer"}
-    if settings.reward == "scorer" or by_scorer:
+    if "scorer" in settings.rewards or by_scorer:
         sources.append(_scorer(settings, roles, by_scorer))
     if passed.judge is not None:
         levels = {
@@ -98,21 +100,26 @@ def load_scoring(
         sources.append(ByGuard(passed.judge, levels))
     if settings.server is not None:
         wanted = [name for name, cost in columns.items() if cost.source == "server"]
-        sources.append(
-            ByServer(ServedScores(settings.server, reward=settings.reward == "server", costs=wanted))
-        )
-    functions: dict[str | None, str] = {None: settings.reward} | {n: c.source for n, c in columns.items()}
+        groups, alone = settings.groups_of("server"), settings.maxmin is None
+        wants_reward = alone and settings.reward == "server"
+        served = ServedScores(settings.server, reward=wants_reward, costs=wanted, groups=groups)
+        sources.append(ByServer(served))
+    functions: dict[str | None, str] = {} if settings.maxmin is not None else {None: settings.reward}
+    functions |= {name: cost.source for name, cost in columns.items()}
     sources += [ByFunction(source, name) for name, source in functions.items() if ":" in source]
+    sources += load_groups(settings)
     return Combined(settings, [quietly(source) for source in sources], names, passed.rules)
 
 
-def _scorer(settings: ScoringSettings, roles: Roles | None, costs: Mapping[str, Sequence[str]]) -> ByScorer:
-    wants_reward = settings.reward == "scorer"
+def _scorer(settings: ScoringSettings, roles: Roles | None, costs: Mapping[str, Sequence[str]]) -> Source:
+    wants_reward, groups = "scorer" in settings.rewards, settings.groups_of("scorer")
     if settings.scorer is not None:
         scorer = load_scorer(settings.scorer, settings.device)
-        return ByScorer(from_folder(scorer), scorer.card, reward=wants_reward, costs=costs)
+        found = ByScorer(from_folder(scorer), scorer.card, reward=wants_reward, costs=costs)
+        return seen_by(groups, found) if groups else found
     if roles is None or SCORER not in roles.roles:
         what = "the reward" if wants_reward else f"the cost of '{next(iter(costs))}'"
+        what = f"group '{groups[0]}' (a folder of that name is ./scorer)" if groups else what
         raise ConfigError(
             f"scoring: no scorer for {what}; expected roles.scorer, scoring.scorer or another source"
         )
@@ -121,7 +128,8 @@ def _scorer(settings: ScoringSettings, roles: Roles | None, costs: Mapping[str, 
             "scoring: the scorer among the roles is from no folder; expected roles of `load_roles`"
         )
     card = load_card(roles.scorer_folder, ScorerCard)
-    return ByScorer(from_role(roles), card, reward=wants_reward, costs=costs)
+    found = ByScorer(from_role(roles), card, reward=wants_reward, costs=costs)
+    return seen_by(groups, found) if groups else found
 
 
 class Combined:
@@ -143,20 +151,21 @@ class Combined:
         exchanges = [record_of(rollout) for rollout in rollouts]
         reward = torch.zeros(len(rollouts))
         costs: dict[str, Tensor] = {}
+        groups: dict[str, Tensor] = {}
         severity = None
         for source in self._sources:
             given = source(exchanges)
             reward = reward if given.reward is None else given.reward
             severity = severity if given.severity is None else given.severity
             costs |= given.costs
+            groups |= given.groups
         if self._rules is not None:
             found = self._rules(exchanges)
             reward = reward + numbers(found, exchanges, "scoring.rules", "higher_is_better")
         reward = self._penalised(reward, rollouts)
         columns = [costs[name] for name in self._names]
-        return Signals(
-            reward, torch.stack(columns, dim=1) if columns else torch.zeros(len(rollouts), 0), severity
-        )
+        stacked = torch.stack(columns, dim=1) if columns else torch.zeros(len(rollouts), 0)
+        return Signals(reward, stacked, severity, groups)
 
     def _penalised(self, reward: Tensor, rollouts: Sequence[Rollout]) -> Tensor:
         """Take from responses that were cut off what the settings say, [R]."""

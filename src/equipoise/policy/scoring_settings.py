@@ -12,15 +12,18 @@ from equipoise.generation.sources import Device
 from equipoise.policy.group_weights import MaxMinSettings
 from equipoise.rewards.served import RewardServer
 
-_FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+"""What a source looks like that is a function."""
 
 CostKind = Literal["scorer", "guard", "server"]
 RewardKind = Literal["scorer", "server", "rules"]
+GROUP_KINDS = ("scorer", "server")
+"""What of a group is no folder and no function."""
 
 
 def _is_of(kinds: tuple[str, ...]) -> Callable[[str], str]:
     def check(source: str) -> str:
-        if source not in kinds and not _FUNCTION.fullmatch(source):
+        if source not in kinds and not FUNCTION.fullmatch(source):
             known = ", ".join(kinds)
             raise ValueError(f"expected {known} or a function as package.module:name{near(source, kinds)}")
         return source
@@ -49,6 +52,23 @@ class CostSettings(Config):
         return self
 
 
+class GroupSettings(MaxMinSettings):
+    """Several groups that each have a reward of their own, and how these become one."""
+
+    groups: dict[str, Annotated[str, IsInput()]] = {}
+    """Group -> where its reward comes from: a folder of `train scorer`, `scorer` or `server` as with the
+    reward (of a server: `groups` in its reply), or a function as `package.module:name`."""
+    mixture: InputPath | None = None
+    """A folder of `train mixture`, whose groups are taken in their order, the largest first."""
+
+    @model_validator(mode="after")
+    def _has_groups(self) -> Self:
+        if bool(self.groups) == (self.mixture is not None):
+            both = "both groups and a mixture" if self.groups else "neither groups nor a mixture"
+            raise ValueError(f"maxmin: got {both}; expected one of them")
+        return self
+
+
 class ScoringSettings(Config):
     """Where reward and costs come from."""
 
@@ -56,6 +76,8 @@ class ScoringSettings(Config):
     """scorer, server, rules alone, or a function as `package.module:name`, which takes exchanges and gives
     numbers. A function is looked up by its name and run: take settings with one from nobody you do not trust.
     Its name is part of a run's identity, its code is not."""
+    maxmin: Annotated[GroupSettings | None, IsLater()] = None
+    """Groups whose rewards take the place of the one."""
     costs: dict[str, CostSettings] = {}
     """Constraint -> where its cost comes from. One named `cost` takes the scorer's where nothing is said."""
     scorer: InputPath | None = None
@@ -70,13 +92,17 @@ class ScoringSettings(Config):
     truncated_less: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """What a response that reached the limit of tokens loses of its reward."""
     truncated_reward: Annotated[float | None, Field(allow_inf_nan=False)] = None
-    """The reward of every such response, whatever it says."""
+    """The reward of every such response, whatever it says; not with groups."""
     device: Device = "auto"
     """Where a scorer beside the policy and a guard compute."""
 
     @model_validator(mode="after")
     def _has_its_sources(self) -> Self:
-        asked = {self.reward, *(cost.source for cost in self.costs.values())}
+        if self.maxmin is not None:
+            for name, plain in (("reward", "scorer"), ("truncated_reward", None)):
+                if (got := getattr(self, name)) != plain:
+                    raise ValueError(f"{name}: goes not with maxmin, got {got}")
+        asked = {*self.rewards, *(cost.source for cost in self.costs.values())}
         for name in ("server", "guard"):
             if name in asked and getattr(self, name) is None:
                 raise ValueError(f"{name}: none is given, but asked for; expected scoring.{name}")
@@ -87,6 +113,16 @@ class ScoringSettings(Config):
         if self.truncated_less and self.truncated_reward is not None:
             raise ValueError("truncated_less: goes not with truncated_reward; expected one of them")
         return self
+
+    @property
+    def rewards(self) -> tuple[str, ...]:
+        """Where the reward comes from, or those of groups."""
+        return (self.reward,) if self.maxmin is None else tuple(self.maxmin.groups.values())
+
+    def groups_of(self, source: str) -> list[str]:
+        """Return the groups whose rewards come from a source."""
+        groups = {} if self.maxmin is None else self.maxmin.groups
+        return [name for name, its_own in groups.items() if its_own == source]
 
     def columns(self, names: Sequence[str]) -> dict[str, CostSettings]:
         """Return where the cost of each constraint comes from.

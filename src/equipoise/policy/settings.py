@@ -6,13 +6,14 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field, JsonValue, NonNegativeFloat, StrictBool, model_validator
 
-from equipoise.config import InputPath, IsAside, bind
+from equipoise.config import InputPath, IsAside, IsLater, bind
 from equipoise.errors import ConfigError
+from equipoise.generation.engine import EngineConfig
 from equipoise.models.backbone import micro_batch_tokens
 from equipoise.models.roles_load import RoleSettings
 from equipoise.objectives.policy_gradient import POLICY_LOSSES, PolicyTokens
 from equipoise.policy.lagrangian import PAPER, ConstraintSettings, FiniteConfig, MultiplierSettings
-from equipoise.policy.scoring import ScoringSettings
+from equipoise.policy.scoring_settings import ScoringSettings
 
 REWARD = "reward"
 """Name of the reward among the signals; the others have the names of their constraints."""
@@ -30,6 +31,8 @@ class RolloutSettings(FiniteConfig):
     """Prompts with more are left out and counted; none is cut."""
     batch_size: int = Field(default=32, ge=1)
     """Responses that are written at a time."""
+    engine: Annotated[EngineConfig | None, IsLater()] = None
+    """A server that writes them, of the same model; the actor in this process where None."""
 
 
 class PolicyOptim(FiniteConfig):
@@ -140,6 +143,8 @@ class OnlineConfig(FiniteConfig):
                 f"optim.minibatches: got {self.optim.minibatches} of {self.rollout.prompts} prompts;"
                 " expected at least one prompt in each"
             )
+        if self.rollout.engine is not None and self.roles.tune == "full":
+            raise ValueError("rollout.engine: it follows an adapter, got roles.tune full; expected lora")
         return self
 
     @property

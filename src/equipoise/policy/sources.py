@@ -40,6 +40,8 @@ class Given(NamedTuple):
     """Constraint -> [R], worse when higher."""
     severity: Tensor | None = None
     """[R, L] probability of each level."""
+    groups: Mapping[str, Tensor] = {}
+    """Group -> [R] the reward in its eyes."""
 
 
 Source = Callable[[Sequence[Exchange]], Given]
@@ -153,7 +155,7 @@ class ByGuard:
 
 
 class ByServer:
-    """A server's rewards and costs."""
+    """A server's rewards and costs, and its rewards in the eyes of groups."""
 
     def __init__(self, served: ServedScores) -> None:
         """Ask for what the object was made to ask for."""
@@ -161,10 +163,11 @@ class ByServer:
 
     def __call__(self, exchanges: Sequence[Exchange]) -> Given:
         """Return rewards and costs of each."""
-        rewards, costs = self._served(exchanges)
+        served = self._served(exchanges)
         return Given(
-            None if rewards is None else torch.tensor(rewards),
-            {name: torch.tensor(values) for name, values in costs.items()},
+            None if served.rewards is None else torch.tensor(served.rewards),
+            {name: torch.tensor(values) for name, values in served.costs.items()},
+            groups={name: torch.tensor(values) for name, values in served.groups.items()},
         )
 
 

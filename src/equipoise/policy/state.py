@@ -1,4 +1,4 @@
-"""All that an online training goes on from: weights, optimiser, multipliers, and how far its files are.
+"""All that an online training goes on from: weights, optimiser, multipliers, groups, how far its files are.
 
 A checkpoint is a folder that counts once it is sealed with the hash of each of its files. Random numbers
 are not in it: they are functions of the run's seed and the update's number.
@@ -17,6 +17,7 @@ from equipoise.errors import ModelError
 from equipoise.lineage import write_text
 from equipoise.models.checkpoints import last_sealed, seal
 from equipoise.models.roles import Roles
+from equipoise.policy.group_weights import GroupWeights
 from equipoise.policy.lagrangian import Multiplier
 from equipoise.policy.ranks import rank, wait
 
@@ -72,6 +73,8 @@ class Keeper:
         optimizer: torch.optim.Optimizer,
         multiplier: Multiplier,
         journals: Mapping[str, Journal],
+        *,
+        groups: GroupWeights | None = None,
     ) -> None:
         """Hold what is kept; all processes see the folder, and the first one writes."""
         self.folder = folder
@@ -79,6 +82,7 @@ class Keeper:
         self.optimizer = optimizer
         self.multiplier = multiplier
         self.journals = journals
+        self.groups = groups
 
     def save(self, done: int) -> None:
         """Keep the state after `done` updates, if it is not kept yet."""
@@ -95,6 +99,8 @@ class Keeper:
             "multiplier": self.multiplier.state_dict(),
             "journals": {name: journal.size() for name, journal in self.journals.items()},
         }
+        if self.groups is not None:
+            state["groups"] = self.groups.state_dict()
         write_text(place / "state.json", json.dumps(state))
         seal(place)
         for old in sorted(self.folder.glob("checkpoint-*"), key=_number)[:-_KEPT]:
@@ -116,6 +122,8 @@ class Keeper:
             self.optimizer.load_state_dict(optimizer)
             state = json.loads((found / "state.json").read_text("utf-8"))
             self.multiplier.load_state_dict(state["multiplier"])
+            if self.groups is not None:
+                self.groups.load_state_dict(state["groups"])
             sizes = state["journals"]
         if rank() == 0:
             for name, journal in self.journals.items():

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from equipoise.data.io import read_records
 from equipoise.errors import DataError
+from equipoise.generation.client import read_key
 from equipoise.lineage import Run
 from equipoise.models.backbone import Backbone
 from equipoise.models.chat import chat_ids
@@ -19,7 +20,8 @@ from equipoise.models.layout import Row
 from equipoise.models.roles import Roles
 from equipoise.models.roles_load import ACTOR, load_roles, save_actor
 from equipoise.policy.loop import align
-from equipoise.policy.scoring import Scoring, ScoringSettings, load_scoring
+from equipoise.policy.scoring import Scoring, load_scoring
+from equipoise.policy.scoring_settings import ScoringSettings
 from equipoise.policy.settings import GroupLagConfig, OnlineConfig, PpoLagConfig
 from equipoise.progress import say
 from equipoise.records import Exchange, Prompt, messages_of
@@ -42,6 +44,8 @@ def train_group_lag(config: GroupLagConfig, run: Run, load: LoadScoring = load_s
 
 
 def _train(config: OnlineConfig, run: Run, load: LoadScoring, critics: Sequence[str], kind: str) -> None:
+    if config.rollout.engine is not None:
+        read_key(config.rollout.engine)  # a mistake is said before models are loaded
     prompts = _read_prompts(config)
     good = [] if config.ptx is None else [r for p in config.ptx.exchanges for r in read_records(p, Exchange)]
     run.licences |= {record.licence for record in (*prompts, *good)}
@@ -58,6 +62,9 @@ def _train(config: OnlineConfig, run: Run, load: LoadScoring, critics: Sequence[
     run.notes |= {"rows": len(fitting), "left_out": dict(left_out), "responses": drawn, "ptx_rows": len(rows)}
     run.notes |= {"last_rollout": last}
     about = f"aligned by {kind} over {config.updates} updates and {drawn} responses of its own"
+    if config.scoring.maxmin is not None:
+        last["groups"] = line["groups"]
+        about += f", under {config.scoring.maxmin.aggregate} of the groups {', '.join(line['groups'])}"
     model_card(run, "Policy", config.roles.policy, about, constraints=_held(line))
 
 

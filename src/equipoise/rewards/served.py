@@ -4,10 +4,11 @@
     200        {"rewards": [0.3, ...], "costs": {"cost": [-1.2, ...], ...}}
 
 `prompt` is a text, or a list of messages with `role` and `content`. There is one number for each exchange, in
-order: a reward is better when higher, a cost worse, and above 0 means unsafe. What nobody asks for may be
-missing, and other fields are not read, but `error`, which says that there are no scores yet. It and the
-statuses 408, 409, 425, 429 and those from 500 on mean "later" (a Retry-After is followed); any other error, a
-number that is missing and one that is not finite stop the run.
+order: a reward is better when higher, a cost worse, and above 0 means unsafe. `groups` has rewards in the
+eyes of groups, by name, as `costs` has costs. What nobody asks for may be missing, and other fields are not
+read, but `error`, which says that there are no scores yet. It and the statuses 408, 409, 425, 429 and those
+from 500 on mean "later" (a Retry-After is followed); any other error, a number that is missing and one that
+is not finite stop the run.
 """
 
 import asyncio
@@ -44,23 +45,34 @@ class Served(NamedTuple):
     """None where they were not asked for."""
     costs: dict[str, list[float]]
     """Those that were asked for, by name."""
+    groups: dict[str, list[float]] = {}
+    """Rewards in the eyes of the groups that were asked for, by name."""
 
 
 class ServedScores:
     """Scores of responses by a server."""
 
-    def __init__(self, settings: RewardServer, *, reward: bool = True, costs: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        settings: RewardServer,
+        *,
+        reward: bool = True,
+        costs: Sequence[str] = (),
+        groups: Sequence[str] = (),
+    ) -> None:
         """Read the key; the server is first asked when there is something to score.
 
         Args:
             settings: The server.
             reward: Whether the rewards are needed.
             costs: Names of the costs that are needed.
+            groups: Names of the groups whose rewards are needed.
 
         Raises:
             ConfigError: The key is not set.
         """
-        self.settings, self.reward, self.costs = settings, reward, tuple(costs)
+        self.settings, self.reward = settings, reward
+        self.costs, self.groups = tuple(costs), tuple(groups)
         self._key = read_key(settings)
 
     def __call__(self, exchanges: Sequence[Exchange]) -> Served:
@@ -75,6 +87,7 @@ class ServedScores:
         return Served(
             [value for part in found for value in part.rewards or ()] if self.reward else None,
             {name: [value for part in found for value in part.costs[name]] for name in self.costs},
+            {name: [value for part in found for value in part.groups[name]] for name in self.groups},
         )
 
     async def _ask_all(self, parts: Sequence[Sequence[Exchange]]) -> list[Served]:
@@ -103,14 +116,22 @@ class ServedScores:
 
     def _read(self, exchanges: Sequence[Exchange], reply: Reply) -> Served:
         rewards = _numbers(reply.get("rewards"), "rewards", exchanges) if self.reward else None
-        given: Any = reply.get("costs")
-        given = given if isinstance(given, dict) else {}
-        for name in self.costs:
-            if name not in given:
-                known = ", ".join(map(str, given)) or "none"
-                what = f"costs: no '{name}'{near(name, given)}; the reply has: {known:.100}"
-                raise FailedError(what, retry=False)
-        return Served(rewards, {n: _numbers(given[n], f"costs.{n}", exchanges) for n in self.costs})
+        tables = (_table(reply, name, getattr(self, name), exchanges) for name in ("costs", "groups"))
+        return Served(rewards, *tables)
+
+
+def _table(
+    reply: Reply, where: str, names: Sequence[str], exchanges: Sequence[Exchange]
+) -> dict[str, list[float]]:
+    """Return a reply's numbers under names."""
+    given: Any = reply.get(where)
+    given = given if isinstance(given, dict) else {}
+    for name in names:
+        if name not in given:
+            known = ", ".join(map(str, given)) or "none"
+            what = f"{where}: no '{name}'{near(name, given)}; the reply has: {known:.100}"
+            raise FailedError(what, retry=False)
+    return {name: _numbers(given[name], f"{where}.{name}", exchanges) for name in names}
 
 
 def _numbers(given: Any, where: str, exchanges: Sequence[Exchange]) -> list[float]:

@@ -8,24 +8,12 @@ from collections.abc import Sequence
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
-from markupsafe import Markup
-
-from equipoise.evaluation.report.curves import Band, Curve, curves, stacked
-from equipoise.evaluation.report.headline import Headline, percent
-from equipoise.evaluation.report.training_log import Sample, TrainingRun, Update
+from equipoise.evaluation.report.headline import Headline
+from equipoise.evaluation.report.training_charts import Chart, charts, number
+from equipoise.evaluation.report.training_log import Group, Sample, TrainingRun, Update
 
 _WINDOW = 5
 """Updates whose mean stands for the start and for the end."""
-
-
-class Chart(NamedTuple):
-    """One plot with its title, its numbers in words, and the key of its colours."""
-
-    title: str
-    text: str
-    plot: Markup
-    key: list[tuple[str, str]]
-    """Label and colour; empty where there is one curve."""
 
 
 class Kept(NamedTuple):
@@ -66,7 +54,7 @@ def training_view(run: TrainingRun, examples: int) -> TrainingView:
         _sentence(run.updates),
         _window(run.updates),
         [_kept(run.updates, name) for name in run.updates[-1].costs],
-        _charts(run.updates),
+        charts(run.updates),
         [(each.update, warning) for each in run.updates for warning in each.warnings],
         _spread(run.samples, examples),
     )
@@ -104,7 +92,7 @@ def training_summary(run: TrainingRun) -> list[str]:
         f"| {c.name} | {c.budget} | {c.start} | {c.end} | {c.verdict} | {c.share} | {c.multiplier} |"
         for c in view.constraints
     ]
-    return [*lines, "", *(f"- update {number}: {warning}" for number, warning in view.warnings)]
+    return [*lines, "", *(f"- update {update}: {warning}" for update, warning in view.warnings)]
 
 
 def _window(updates: Sequence[Update]) -> int:
@@ -123,8 +111,16 @@ def _means(updates: Sequence[Update]) -> dict[str, Any]:
     for name in ("costs", "multipliers"):
         tables = [getattr(each, name) for each in updates]
         found[name] = {key: fmean(table[key] for table in tables) for key in tables[-1]}
+    if updates[-1].groups:
+        found["groups"] = {
+            name: _mean_group([u.groups[name] for u in updates]) for name in updates[-1].groups
+        }
     shares = [each.harmful for each in updates if each.harmful is not None]
     return found | {"harmful": fmean(shares) if shares else None}
+
+
+def _mean_group(group: Sequence[Group]) -> dict[str, float]:
+    return {name: fmean(getattr(each, name) for each in group) for name in Group.model_fields}
 
 
 def _sentence(updates: Sequence[Update]) -> str:
@@ -132,13 +128,18 @@ def _sentence(updates: Sequence[Update]) -> str:
     count = (
         f"over {len(updates)} update{'s' if len(updates) > 1 else ''} of {updates[-1].responses} responses"
     )
-    parts = [f"the reward goes from {_number(first['reward'])} to {_number(last['reward'])}"]
+    parts = [f"the reward goes from {number(first['reward'])} to {number(last['reward'])}"]
     for name, budget in updates[-1].budgets.items():
         start, end = first["costs"][name], last["costs"][name]
         verdict, _ = _verdict(updates, name)
         parts.append(
-            f"the cost '{name}' from {_number(start)} to {_number(end)}, {verdict} of {_number(budget)}"
+            f"the cost '{name}' from {number(start)} to {number(end)}, {verdict} of {number(budget)}"
         )
+    if groups := last.get("groups"):
+        worst = min(groups, key=lambda name: groups[name]["compared"])
+        start, end = first["groups"][worst]["reward"], groups[worst]["reward"]
+        who = f"the group that is worst off at the end, '{worst}'"
+        parts.append(f"the reward of {who}, from {number(start)} to {number(end)}")
     return f"{count}, {'; '.join(parts)}"
 
 
@@ -166,91 +167,15 @@ def _kept(updates: Sequence[Update], name: str) -> Kept:
     noise = _noise(updates, name)
     return Kept(
         name,
-        _number(updates[-1].budgets[name]),
-        _number(first["costs"][name]),
-        _number(last["costs"][name]) + (f" ± {noise:.2g}" if noise else ""),
+        number(updates[-1].budgets[name]),
+        number(first["costs"][name]),
+        number(last["costs"][name]) + (f" ± {noise:.2g}" if noise else ""),
         verdict,
         mark,
         f"{within} of {len(updates)}",
-        _number(last["multipliers"][name]),
+        number(last["multipliers"][name]),
         updates[-1].states[name],
     )
-
-
-def _charts(updates: Sequence[Update]) -> list[Chart]:
-    numbers = [each.update for each in updates]
-    reward = [each.reward for each in updates]
-    band = Band(
-        [each.reward - each.reward_std for each in updates],
-        [each.reward + each.reward_std for each in updates],
-        "run1",
-    )
-    shown = [
-        Chart(
-            "Reward",
-            f"{_way(reward)}; the band is one standard deviation of responses",
-            curves(numbers, [Curve("reward", reward, "run1")], [band]),
-            [],
-        )
-    ]
-    names = list(updates[-1].costs)
-    for place, name in enumerate(names):
-        cost = [each.costs[name] for each in updates]
-        limit = [each.budgets[name] for each in updates]
-        lines = [Curve("cost", cost, _css(place)), Curve("budget", limit, "run0", is_limit=True)]
-        text = f"{_way(cost)}, budget {_number(limit[-1])}"
-        shown.append(Chart(f"Cost '{name}' against its budget", text, curves(numbers, lines), _key(lines)))
-    if names:
-        lines = [
-            Curve(name, [each.multipliers[name] for each in updates], _css(place))
-            for place, name in enumerate(names)
-        ]
-        text = ", ".join(f"{line.label}: {_way(line.values)}" for line in lines)
-        drawn = curves(numbers, lines, from_zero=True)
-        shown.append(Chart("Multiplier", text, drawn, _key(lines) if len(lines) > 1 else []))
-    return shown + _harm_charts(numbers, updates) + _health_charts(numbers, updates)
-
-
-def _harm_charts(numbers: Sequence[int], updates: Sequence[Update]) -> list[Chart]:
-    shown = []
-    harmful = [each.harmful for each in updates]
-    if any(share is not None for share in harmful):
-        drawn = curves(numbers, [Curve("harmful", harmful, "under_safe")], is_share=True, from_zero=True)
-        shown.append(Chart("Harmful responses", _way(harmful, is_share=True), drawn, []))
-    levels = [each.severity for each in updates if each.severity is not None]
-    if len(levels) == len(updates):
-        above = range(1, min(map(len, levels)))
-        shares = [(f"severity{level}", [each[level] for each in levels]) for level in above]
-        drawn = stacked(numbers, shares[::-1])
-        said = ", ".join(
-            f"severity {level}: {_way(values, is_share=True)}"
-            for level, (_, values) in zip(above, shares, strict=True)
-        )
-        key = [(f"severity {level}", f"severity{level}") for level in above]
-        shown.append(Chart("Harmful responses by severity, as the guard sees it", said, drawn, key))
-    return shown
-
-
-def _health_charts(numbers: Sequence[int], updates: Sequence[Update]) -> list[Chart]:
-    def one(title: str, name: str, *, is_share: bool = False) -> Chart:
-        values = [getattr(each, name) for each in updates]
-        drawn = curves(numbers, [Curve(name, values, "run1")], is_share=is_share, from_zero=True)
-        return Chart(title, _way(values, is_share=is_share), drawn, [])
-
-    lines = [
-        Curve("cut off at the limit", [each.truncated for each in updates], "run2"),
-        Curve("repeated word 3-grams", [each.repetition for each in updates], "run4"),
-    ]
-    said = "; ".join(f"{line.label}: {_way(line.values, is_share=True)}" for line in lines)
-    return [
-        one("Divergence from the reference, nats per response", "kl"),
-        one("Length, tokens", "length"),
-        Chart(
-            "Cut off, and repeating", said, curves(numbers, lines, is_share=True, from_zero=True), _key(lines)
-        ),
-        one("Entropy, nats per token", "entropy"),
-        one("Clipped tokens", "clip_fraction", is_share=True),
-    ]
 
 
 def _spread(samples: Sequence[Sample], count: int) -> list[Sample]:
@@ -260,22 +185,3 @@ def _spread(samples: Sequence[Sample], count: int) -> list[Sample]:
     if count < 2:
         return list(samples[-count:]) if count else []
     return [samples[round(i * (len(samples) - 1) / (count - 1))] for i in range(count)]
-
-
-def _key(lines: Sequence[Curve]) -> list[tuple[str, str]]:
-    return [(line.label, line.css) for line in lines]
-
-
-def _css(place: int) -> str:
-    return f"run{min(place, 4) + 1}"
-
-
-def _way(values: Sequence[float | None], *, is_share: bool = False) -> str:
-    """Say where a curve begins and where it ends."""
-    known = [value for value in values if value is not None]
-    say = percent if is_share else _number
-    return f"{say(known[0])} → {say(known[-1])}"
-
-
-def _number(value: float) -> str:
-    return f"{value:.3g}".replace("-", "\u2212")

@@ -22,6 +22,16 @@ class _Line(BaseModel):
 L = TypeVar("L", bound=_Line)
 
 
+class Group(_Line):
+    """One group of a MaxMin policy."""
+
+    reward: float
+    """Mean as its source gives it."""
+    compared: float
+    """Mean as it is compared with those of other groups."""
+    weight: float
+
+
 class Update(_Line):
     """One update: means over the responses of its rollout, before they were learned from."""
 
@@ -45,6 +55,8 @@ class Update(_Line):
     repetition: float
     entropy: float
     clip_fraction: float
+    groups: dict[str, Group] = {}
+    """Where the reward is made of those of groups."""
     warnings: list[str] = []
 
 

@@ -1,0 +1,128 @@
+"""The runs behind `rules.py`: rows labelled by proposition, their features, grades of held-back rows.
+
+Shapes: N rows, P propositions.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.model_selection import GroupKFold
+
+from equipoise.config import Config, InputPath, ModelRef
+from equipoise.data.io import read_records, write_records
+from equipoise.data.rows import read_rows
+from equipoise.data.splits import normalise_prompt
+from equipoise.lineage import Manifest, Run, Step, identify, produce
+from equipoise.models.backbone import load_encoder
+from equipoise.models.checkpoints import load_tensors, save_tensors
+from equipoise.records import Exchange, Record, text_of
+from equipoise.rewards.grading import Features, Floats, Inputs, fit_heads, fit_reader
+from equipoise.rewards.rules import load_rule_set
+
+FEATURES_FILE, GRADES_FILE = "features.safetensors", "grades.npz"
+LAYERS = 6
+
+
+def gold(path: Path) -> list[Exchange]:
+    """Read the labelled rows."""
+    return [
+        Exchange(
+            id=row.values["id"],
+            prompt=row.values["prompt"],
+            response=row.values["response"],
+            source="rbr-gold",
+            licence="MIT",
+            label_origin="human",
+            provenance={
+                "propositions": row.values["propositions"],
+                "response_type": row.values["ideal_response_type"],
+                "split": row.values["split"],
+            },
+        )
+        for row in read_rows(path)
+    ]
+
+
+def prompt_of(record: Any) -> str:
+    """A record's prompt as prompts are compared."""
+    return normalise_prompt(text_of(record.prompt))
+
+
+def done(folder: Path, step: Step, config: Config) -> tuple[Path, Manifest]:
+    """Run a step into a place of its own, named by what decides its result; what is done stays."""
+    identity = identify(step, config)
+    place = folder / f"{step.name}-{identity.key[:12]}{'.jsonl' if step.writes_file else ''}"
+    return place, produce(place, step, config, identity=identity).manifest
+
+
+def written(place: Path, records: Sequence[Record]) -> Path:
+    """Write records; a run is known by what its inputs hold."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    write_records(place, records)
+    return place
+
+
+def encoder_of(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of `train rules` that say what is read through."""
+    return {name: settings[name] for name in ("backbone", "layers") if name in settings}
+
+
+class FeaturesConfig(Config):
+    """Settings of the features."""
+
+    exchanges: InputPath
+    backbone: ModelRef = "minilm"
+    layers: int = LAYERS
+
+
+def compute_features(config: FeaturesConfig, run: Run) -> None:
+    """Write the features of every row, in order."""
+    rows = list(read_records(config.exchanges, Exchange))
+    run.licences |= {row.licence for row in rows}
+    found = Features(load_encoder(config.backbone), config.layers)(rows)
+    save_tensors(run.out / FEATURES_FILE, {"features": found})
+
+
+class GradeConfig(Config):
+    """Settings of the grades of held-back rows."""
+
+    exchanges: InputPath
+    features: InputPath
+    """Folder of `compute_features`."""
+    fold: int | None = None
+    """Which of `folds` by prompt is held back; the rows' own `test` part where None."""
+    folds: int = 5
+
+
+def grade_held_back(config: GradeConfig, run: Run) -> None:
+    """Write places and grades of the held-back rows: by heads, and by heads on TF-IDF alone.
+
+    NaN where a proposition has no head.
+    """
+    rows, rules = list(read_records(config.exchanges, Exchange)), load_rule_set("style")
+    run.licences |= {row.licence for row in rows}
+    labels = np.array([rules.labels(row) for row in rows])
+    features = load_tensors(config.features / FEATURES_FILE)["features"]
+    if config.fold is None:
+        held = np.array([row.provenance["split"] == "test" for row in rows])
+        train, test = np.flatnonzero(~held), np.flatnonzero(held)
+    else:
+        groups = [prompt_of(row) for row in rows]
+        train, test = list(GroupKFold(config.folds).split(labels, groups=groups))[config.fold]
+    reader = fit_reader(features[train], [rows[i].response for i in train])
+    whole = reader(features, [row.response for row in rows])
+    names = [prompt_of(rows[i]) for i in train]
+
+    def grades(inputs: Inputs) -> Floats:
+        fit, rest = (Inputs(*(part[places] for part in inputs)) for places in (train, test))
+        heads, _ = fit_heads(fit, labels[train], names)
+        return np.where(heads.trained, heads(rest), np.nan)
+
+    words = whole._replace(features=np.zeros((len(rows), 0)))
+    np.savez(run.out / GRADES_FILE, test=test, ours=grades(whole), theirs=grades(words))
+
+
+FEATURES = Step("benchmark.rules.features", 1, compute_features, config=FeaturesConfig)
+GRADE = Step("benchmark.rules.grade", 1, grade_held_back, config=GradeConfig)
