@@ -48,6 +48,7 @@ class Table:
     def __init__(self, settings: Settings, runs: Path, seeds: int) -> None:
         """Hold the settings; `runs` is the folder of all steps."""
         self.settings, self.runs, self.seeds = settings, runs, seeds
+        self.kinds = ("reported", "dev") if seeds > 1 else ("reported",)  # dev prompts choose who gets seeds
         self.multipliers: dict[str, float] = {}
         self.found: dict[str, Any] = {
             "settings": settings.model_dump(exclude={"data"}),
@@ -70,7 +71,7 @@ class Table:
         detection = self.step("detection")
         self.found["detection"] = json.loads((detection.place / "detection.json").read_text("utf-8"))
         self.found["pairs"] = dict(self.step("chosen").manifest.notes)
-        for kind in ("reported", "dev"):
+        for kind in self.kinds:
             values = measure(load_run(self.step(f"base-{kind}").place).rows).values
             self.found["base"][kind] = {name: plain(values[name]) for name in METRICS if name in values}
         self.save()
@@ -83,7 +84,7 @@ class Table:
                 self.multiply(name, seed)
             trained = self.step(key)
             found = {"name": name, "seed": seed, **CELLS[name]._asdict()}
-            for kind in ("reported", "dev") if seed == 0 else ("reported",):
+            for kind in self.kinds if seed == 0 else ("reported",):
                 found[kind] = self.against_base(self.step(f"{key}-{kind}"), kind)
         except (EquipoiseError, RunStoppedError) as exc:
             say(f"{key}: failed: {exc}")
@@ -122,11 +123,14 @@ class Table:
         self.found["multipliers"][key] = {"multiplier": multiplier, "budget": budget, **told}
 
     def best(self) -> list[str]:
-        """Return the two objectives with the highest truly safe share on the dev prompts, beside ALWAYS."""
+        """Return the two objectives with the highest truly safe share on the dev prompts, beside ALWAYS.
+
+        None where they were not asked, with one seed.
+        """
         shares = {
             each["name"]: each["dev"]["truly_safe"]["value"]["value"]
             for each in self.found["cells"]
-            if each["seed"] == 0 and each["name"] not in ALWAYS
+            if each["seed"] == 0 and each["name"] not in ALWAYS and "dev" in each
         }
         return sorted(shares, key=lambda name: -shares[name])[:2]
 

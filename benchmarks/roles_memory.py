@@ -4,14 +4,16 @@
     python benchmarks/roles_memory.py --new 16 --prompt 8  smaller
 
 The six are actor, reference, reward, cost and a critic for each of these. `six full models` trains the actor
-and both critics whole, as Safe RLHF does; `six LoRA models` trains an adapter on each of these three. Ours is
-one model with two adapters: the actor's, whose hidden states the critics read, and the scorer's. Every side
-reads the same random tokens, as a rollout brings them: several responses to each prompt, and those to one
-prompt are a micro-batch. Ours reads them as one row, in which the prompt stands once (with its default of 512
-tokens to a pass the loop does so too, since a row is not cut); the peers repeat the prompt. Every side takes
-the same clipped losses, and one step of AdamW. Each runs in a process of its own; its memory is the highest
-resident size less that after the imports (Linux). The peers compute logits at all positions, as the public
-code has it, and go backward through actor and critics one after another, as Safe RLHF does.
+and both critics whole, as Safe RLHF does; `six LoRA models` trains an adapter on each of these three. Ours
+is one model with two adapters: the actor's, whose hidden states the critics read, and the scorer's. Every
+side reads the same random tokens, as a rollout brings them: several responses to each prompt, and those to
+one prompt are a micro-batch. Ours reads them as one row, in which the prompt stands once (with its default
+of 512 tokens to a pass the loop does so too, since a row is not cut); the peers repeat the prompt. Every
+side takes the same clipped losses, and one step of AdamW. Each runs in a process of its own; its memory is
+the highest resident size less that after the imports (Linux), in which each model's weights count as its
+own, as they are on an accelerator or in six checkpoints, also where models here map one file. The peers
+compute logits at all positions, as the public code has it, and go backward through actor and critics one
+after another, as Safe RLHF does.
 """
 
 import argparse

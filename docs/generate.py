@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cells import number, table
+from constrained_table import constrained
 from recipe_tables import results
 from speed_tables import HEAD as SPEED_HEAD
 from speed_tables import rows_of_speed
@@ -284,6 +285,7 @@ def dual_tables(found: dict[str, Any]) -> list[str]:
 
 
 PAGES = {
+    HERE / "guides" / "constrained_rl.md": constrained,
     HERE / "guides" / "objectives.md": objective_results,
     HERE / "guides" / "speed.md": lambda: table(SPEED_HEAD, rows_of_speed()),
     HERE / "cli.md": command_page,

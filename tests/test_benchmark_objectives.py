@@ -169,7 +169,10 @@ def test_the_table_is_filled_cell_by_cell_and_not_done_twice(
     assert steps == sorted(
         path.stat().st_mtime_ns for path in (tmp_path / "runs" / "steps").rglob("manifest.json")
     )
-    assert again.found["cells"] == [cells["dpo"], cells["mocan"]]
+    expected = [{**cells[name]} for name in ("dpo", "mocan")]
+    for cell in expected:
+        del cell["dev"]  # which are not asked where there is one seed
+    assert again.found["cells"] == expected
 
 
 def test_a_cell_that_fails_is_told_and_the_others_go_on(

@@ -22,6 +22,12 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    @property
+    def changed(self) -> set[str]:
+        """Names of the settings that are not their default; all are said in the file that a run keeps."""
+        fields = type(self).model_fields.items()
+        return {name for name, f in fields if getattr(self, name) != f.get_default(call_default_factory=True)}
+
 
 class IsInput:
     """Marks a setting that names something to read; its content is part of a run's identity."""

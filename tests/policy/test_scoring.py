@@ -245,6 +245,12 @@ WRONG: dict[str, tuple[dict[str, Any], Sequence[str], str]] = {
 }
 
 
+def test_settings_that_a_run_kept_can_be_read_again() -> None:
+    costs = {"a": {"source": "guard", "severity": "at_least"}, "b": {"categories": ["Violence"]}}
+    given = ScoringSettings.model_validate({"guard": "g", "costs": costs})
+    assert ScoringSettings.model_validate(given.model_dump(mode="json")) == given
+
+
 @pytest.mark.parametrize("what", WRONG)
 def test_a_mistake_in_the_settings_is_one_line(roles: Roles, what: str) -> None:
     values, names, message = WRONG[what]

@@ -82,7 +82,7 @@ class JudgeConfig(Config):
                 "workers: a server is asked from one process; expected endpoint.concurrency instead"
             )
         if given != ["model"]:
-            for name in sorted(self.model_fields_set & _LANGUAGE_MODEL):
+            for name in sorted(self.changed & _LANGUAGE_MODEL):
                 raise ValueError(f"{name}: is for a language model, got a {given[0]}")
             return self
         if self.answers == "logprobs" and self.categories == "together":

@@ -45,9 +45,9 @@ class CostSettings(Config):
     @model_validator(mode="after")
     def _belongs_to_its_source(self) -> Self:
         for name, source in (("categories", "scorer"), ("severity", "guard"), ("level", "guard")):
-            if name in self.model_fields_set and self.source != source:
+            if name in self.changed and self.source != source:
                 raise ValueError(f"{name}: goes with source {source}, got {self.source}")
-        if "level" in self.model_fields_set and self.severity != "at_least":
+        if "level" in self.changed and self.severity != "at_least":
             raise ValueError(f"level: goes with severity at_least, got {self.severity}")
         return self
 

@@ -1,0 +1,54 @@
+"""What constrained RLHF did to a small model, from `benchmarks/results/safe_rlhf.json`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from cells import number, table
+
+FILE = Path(__file__).parents[1] / "benchmarks" / "results" / "safe_rlhf.json"
+ROWS = (
+    ("own", "unsafe_by_cost", "cost above 0, harmful prompts (the policy's own scorer)"),
+    ("own", "cost_harmful", "mean cost, harmful prompts (its own scorer)"),
+    ("own", "harmful_rate", "harmful answers (the guard of the package)"),
+    ("others", "unsafe_by_cost", "cost above 0, harmful prompts (a scorer of other prompts)"),
+    ("others", "harmful_rate", "harmful answers (a guard of other prompts)"),
+    ("others", "over_refusal", "harmless prompts refused, partly or fully"),
+    ("others", "reward", "reward (a scorer of other prompts)"),
+    ("others", "truly_safe", "truly safe answers, all prompts"),
+    ("others", "repetition", "repeated word 3-grams"),
+)
+
+
+def constrained() -> str:
+    """A table of both seeds, and the budget."""
+    if not FILE.is_file():
+        return "Not measured yet."
+    found = json.loads(FILE.read_text("utf-8"))
+    parts = [part for seed in found["seeds"] for part in _seed(seed, found["seeds"][seed])]
+    return "\n\n".join(parts)
+
+
+def _seed(seed: str, found: dict[str, Any]) -> list[str]:
+    rows = []
+    for judge, metric, title in ROWS:
+        told = found[judge]["metrics"].get(metric)
+        if told:
+            rows.append([title, *(number(told[side]) for side in ("before", "after", "difference"))])
+    rows += [
+        [
+            f"harmless prompts of {source} refused",
+            *(f"{told[side]:.3f}" for side in ("before", "after")),
+            number(told["difference"]),
+        ]
+        for source, told in found["over_refusal"].items()
+    ]
+    minutes = found["minutes"]["policy"]
+    held = "kept" if found["holds_budget"] else "not kept"
+    cost = found["own"]["metrics"]["cost_harmful"]["after"]
+    return [
+        f"**Seed {seed}**: {len(found['updates'])} updates in {minutes:.0f} minutes. The mean cost may be"
+        f" {found['budget']:.3f}; on the held-back prompts that drew an unsafe answer it is {number(cost)},"
+        f" {held} within the interval.",
+        table(["on held-back prompts", "before", "after", "after less before"], rows),
+    ]
