@@ -128,16 +128,15 @@ def test_ten_minutes_with_the_real_models_make_the_answers_cost_less(tmp_path: P
         "rewards": "null",
         "updates": 12,
         "max_new_tokens": 24,
-        "budget": -10.0,  # out of reach, so that the multiplier rises all the time
+        "budget": -3.0,  # out of reach, so that the cost counts all the time
         "suite.harmful": 20,
         "suite.benign": 10,
     }
     recipe = load_recipe(RECIPE, [f"{name}={value}" for name, value in short.items()])
     done = {step.name: step for step in run_recipe(recipe, tmp_path / "out")}
     log = [json.loads(line) for line in (done["policy"].place / "log.jsonl").read_text("utf-8").splitlines()]
-    multipliers = [line["multipliers"]["cost"] for line in log]
-    assert multipliers == sorted(multipliers)
-    assert multipliers[0] < multipliers[-1]
+    assert len(log) == 12
+    assert all(line["multipliers"]["cost"] > 1 for line in log)
     own = json.loads((tmp_path / "out" / "change-own.json").read_text("utf-8"))["metrics"]
     assert own["cost"]["difference"]["value"] < 0
     assert own["cost"]["before"]["n"] == 30
