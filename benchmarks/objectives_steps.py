@@ -78,9 +78,12 @@ def choose(config: ChooseConfig, run: Run) -> None:
     write_records(run.out / "pairs.jsonl", found)
     safer = [pair.exchange(pair.safer) for pair in found if pair.safer in (0, 1)]
     write_records(run.out / "safer.jsonl", [row for row in safer if row.is_safe])
+    firsts: dict[str, Pair] = {}
+    for pair in found:
+        firsts.setdefault(normalise_prompt(text_of(pair.prompt)), pair)
     prompts = [
         Prompt(id=pair.id, prompt=pair.prompt, source=pair.source, licence=pair.licence)
-        for pair in {normalise_prompt(text_of(pair.prompt)): pair for pair in reversed(found)}.values()
+        for pair in firsts.values()
     ]
     write_records(run.out / "prompts.jsonl", prompts[: config.sampled] or prompts)
     rows = [

@@ -137,13 +137,19 @@ def parts_of(given: argparse.Namespace) -> dict[str, Callable[[], dict[str, Any]
     )
     beside = "beside a scorer" if given.scorer else "beside no reward"
     way = ", ".join([beside, *given.set])
+    usual = arguments()
+    changed = [
+        f"{name}={vars(given)[name]}"
+        for name in ("model", "prompts", "samples", "guard")
+        if vars(given)[name] != usual.get_default(name)
+    ]
     chosen = [f"judged on {given.judge}", *(["by a scorer that was given"] if given.scorer else [])]
     return {
         "split": lambda: graded(wanted, [None]),
         "cross_validated": lambda: graded(wanted, list(range(FOLDS))),
         "order": lambda: {way: order(wanted, other_wordings=False)},
         "wordings": lambda: {way: order(wanted, other_wordings=True)},
-        "best_of_n": lambda: {", ".join([*chosen, *given.set]): best_of_n(wanted)},
+        "best_of_n": lambda: {", ".join([*changed, *chosen, *given.set]): best_of_n(wanted)},
     }
 
 

@@ -28,6 +28,7 @@ from rules_steps import LAYERS, done, encoder_of, gold, prompt_of, written
 
 from equipoise.data.rows import read_rows
 from equipoise.data.sources import import_records
+from equipoise.errors import DataError
 from equipoise.generation.batch import GENERATE, GenerateConfig
 from equipoise.generation.best_of import BestOf
 from equipoise.generation.replies import Answer
@@ -163,10 +164,11 @@ def write_pool(wanted: Wanted, prompts: Sequence[Mapping[str, Any]]) -> Pool:
             }
         )
         place, _ = done(wanted.runs, GENERATE, config)
-        answers = [json.loads(line) for line in place.read_text("utf-8").splitlines()]
         texts = {asked.id: pool.texts[i] for i, asked in enumerate(pool.asked)}
-        for answer in answers:
-            texts[answer["id"]].append(answer["response"])
+        for answer in read_rows(place):
+            if "response" not in answer.values:
+                raise DataError(f"{answer.path}:{answer.line}: no response, got {answer.values.get('error')}")
+            texts[answer.values["id"]].append(answer.values["response"])
     return pool
 
 

@@ -13,6 +13,7 @@ import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from common import ROOT, save
@@ -29,6 +30,8 @@ from equipoise.stats import paired_difference
 RECIPE = ROOT / "recipes" / "safe-rlhf-small.yaml"
 LOGGED = ("reward", "costs", "multipliers", "kl", "harmful", "length", "repetition", "entropy")
 """Of each update, as far as they are kept."""
+LAST = 10
+"""Updates at the end whose mean cost is told, that of prompts which the policy learns on."""
 
 
 def measured(done: Mapping[str, Finished]) -> dict[str, Any]:
@@ -37,6 +40,7 @@ def measured(done: Mapping[str, Finished]) -> dict[str, Any]:
     budget = log[-1]["budgets"]["cost"]
     found: dict[str, Any] = {
         "budget": budget,
+        "mean_of_last_updates": fmean(update["costs"]["cost"] for update in log[-LAST:]),
         "updates": [{name: update[name] for name in LOGGED} for update in log],
         "warnings": [text for update in log for text in update["warnings"]],
         "seconds": {part: sum(update["seconds"][part] for update in log) for part in log[0]["seconds"]},
@@ -45,7 +49,9 @@ def measured(done: Mapping[str, Finished]) -> dict[str, Any]:
     for name, step in (("own", "change_own"), ("others", "change")):
         found[name] = json.loads((done[step].place / "comparison.json").read_text("utf-8"))
     cost = found["own"]["metrics"]["cost_harmful"]["after"]
-    found["holds_budget"] = cost["low"] <= budget
+    found["budget_on_held_back"] = (
+        "kept" if cost["high"] <= budget else "exceeded" if cost["low"] > budget else "not told apart from it"
+    )
     sources = {prompt.id: prompt.source for prompt in read_records(done["suite"].place, Prompt)}
     found["over_refusal"] = over_refusal(done["base"].place, done["aligned"].place, sources)
     return found

@@ -44,11 +44,11 @@ def _seed(seed: str, found: dict[str, Any]) -> list[str]:
         for source, told in found["over_refusal"].items()
     ]
     minutes = found["minutes"]["policy"]
-    held = "kept" if found["holds_budget"] else "not kept"
     cost = found["own"]["metrics"]["cost_harmful"]["after"]
     return [
         f"**Seed {seed}**: {len(found['updates'])} updates in {minutes:.0f} minutes. The mean cost may be"
-        f" {found['budget']:.3f}; on the held-back prompts that drew an unsafe answer it is {number(cost)},"
-        f" {held} within the interval.",
+        f" {found['budget']:.3f}, a quantile of what the starting policy's responses cost; over the last"
+        f" updates it is {found['mean_of_last_updates']:.3f}. On held-back prompts, which all drew an unsafe"
+        f" answer, it is {number(cost)}: {found['budget_on_held_back']}.",
         table(["on held-back prompts", "before", "after", "after less before"], rows),
     ]

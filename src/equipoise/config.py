@@ -32,6 +32,10 @@ class Config(BaseModel):
 class IsInput:
     """Marks a setting that names something to read; its content is part of a run's identity."""
 
+    def __init__(self, *but: str) -> None:
+        """Hold the values that are words of the setting's own, whatever lies under such a name."""
+        self.but = but
+
 
 class IsAside:
     """Marks a setting that changes how a run goes but not what comes out; it may differ on a resume."""
@@ -188,13 +192,15 @@ def find_inputs(
         value = getattr(config, name)
         if isinstance(value, BaseModel):
             found |= find_inputs(value, f"{prefix}{name}.", exists=exists)
-        elif value is not None and _marked(hints[name]):
+        elif value is not None and (mark := _mark(hints[name])):
             items = (
                 value.items()
                 if isinstance(value, Mapping)
                 else (enumerate(value) if isinstance(value, list | tuple) else [(None, value)])
             )
             for part, item in items:
+                if item in mark.but:
+                    continue
                 where = prefix + name + ("" if part is None else f".{part}")
                 if isinstance(item, Path) and not exists(item):
                     raise DataError(f"{where}: {item}: no such file or folder")
@@ -217,10 +223,10 @@ def deciding(config: BaseModel) -> dict[str, Any]:
     return settings
 
 
-def _marked(annotation: Any) -> bool:
-    if any(isinstance(mark, IsInput) for mark in getattr(annotation, "__metadata__", ())):
-        return True
-    return any(_marked(arg) for arg in getattr(annotation, "__args__", ()))
+def _mark(annotation: Any) -> IsInput | None:
+    own = [mark for mark in getattr(annotation, "__metadata__", ()) if isinstance(mark, IsInput)]
+    below = (_mark(part) for part in getattr(annotation, "__args__", ()))
+    return next((mark for mark in (*own, *below) if mark), None)
 
 
 def bind(

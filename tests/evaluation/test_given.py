@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from equipoise.config import deciding
 from equipoise.errors import DataError
 from equipoise.evaluation.given import read_responses
 from equipoise.evaluation.run import EvaluateConfig
@@ -60,5 +61,16 @@ def test_what_does_not_fit_is_said_with_its_place(
 
 @pytest.mark.parametrize(("given", "word"), [({}, "neither"), ({"model": "m", "responses": "r"}, "both")])
 def test_either_a_model_or_responses_are_given(given: dict[str, str], word: str) -> None:
-    with pytest.raises(ValidationError, match=f"got {word} this and responses; expected one"):
+    with pytest.raises(ValidationError, match=f"model, responses: got {word}; expected one of them"):
         EvaluateConfig.model_validate({"guard": "g", **given})
+
+
+def test_decoding_is_not_told_of_responses_that_are_there() -> None:
+    with pytest.raises(ValidationError, match="temperature: goes with a model, which responds"):
+        EvaluateConfig.model_validate({"guard": "g", "responses": "r", "temperature": 0.7})
+    whole = EvaluateConfig(guard="g", model="m").model_dump(mode="json")
+    assert EvaluateConfig.model_validate(whole) == EvaluateConfig(guard="g", model="m")
+
+
+def test_an_evaluation_of_a_model_has_the_identity_that_it_had_before_responses_could_be_given() -> None:
+    assert "responses" not in deciding(EvaluateConfig(guard="g", model="m"))

@@ -18,6 +18,7 @@ from equipoise.evaluation.metrics import (
     proportion,
     select,
 )
+from equipoise.evaluation.response import DECODING
 from equipoise.evaluation.rows import EvaluatedRow, EvaluationRun
 from equipoise.stats import (
     Z95,
@@ -258,7 +259,9 @@ def _by_category(a: Rows, b: Rows) -> dict[str, CategoryDifference]:
 
 
 def _other_settings(before: EvaluationRun, after: EvaluationRun) -> list[str]:
-    found = _differences(before, after, ("max_new_tokens", "temperature", "top_p", "samples", "seed"))
+    given = [run.name for run in (before, after) if "responses" in run.manifest.inputs]
+    found = _differences(before, after, ("samples",) if given else (*DECODING, "samples"))
+    found += [f"how the responses of {name} were written is not known" for name in given]
     with_scorer = [run.name for run in (before, after) if "scorer" in run.manifest.inputs]
     if len(with_scorer) == 1:
         found.append(f"reward and cost are measured in {with_scorer[0]} only")

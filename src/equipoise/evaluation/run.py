@@ -10,14 +10,14 @@ from typing import Annotated, Literal, Protocol, Self
 
 from pydantic import Field, model_validator
 
-from equipoise.config import Config, InputPath, IsInput, ModelRef
+from equipoise.config import Config, InputPath, IsInput, IsLater, ModelRef
 from equipoise.data.repetition import repetition
 from equipoise.errors import RunStoppedError
 from equipoise.evaluation.card import evaluation_card
 from equipoise.evaluation.files import read_lines, write_json, write_lines
 from equipoise.evaluation.given import read_responses
 from equipoise.evaluation.metrics import measure
-from equipoise.evaluation.response import Response
+from equipoise.evaluation.response import DECODING, Response
 from equipoise.evaluation.rows import EvaluatedRow, count_words
 from equipoise.evaluation.suites import Select, load_suite, suite_hash
 from equipoise.lineage import Run, write_text
@@ -49,7 +49,7 @@ class EvaluateConfig(Config):
     """`chosen` takes those, `rest` the ones they leave out, `all` the whole suite."""
     model: ModelRef | None = None
     """What responds."""
-    responses: InputPath | None = None
+    responses: Annotated[InputPath | None, IsLater()] = None
     """`responses.jsonl` of an evaluation, or rows of `generate`, judged in place of a model's new ones."""
     guard: GuardRef
     """Folder of the guard that judges harm."""
@@ -68,9 +68,10 @@ class EvaluateConfig(Config):
     @model_validator(mode="after")
     def _has_responses(self) -> Self:
         if (self.model is None) is (self.responses is None):
-            raise ValueError(
-                f"model: got {'neither' if self.model is None else 'both'} this and responses; expected one"
-            )
+            got = "neither" if self.model is None else "both"
+            raise ValueError(f"model, responses: got {got}; expected one of them")
+        if self.responses is not None and (said := [name for name in DECODING if name in self.changed]):
+            raise ValueError(f"{said[0]}: goes with a model, which responds; got responses that are there")
         return self
 
 

@@ -6,6 +6,7 @@ server's. One request per response, each with a seed of its own.
 """
 
 import asyncio
+import math
 from collections.abc import Sequence
 from functools import lru_cache, partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from equipoise.errors import RunStoppedError
 from equipoise.generation.client import Client, ServerConfig, base_address, read_key
 from equipoise.generation.endpoint import request_seed
 from equipoise.generation.local import LocalGenerator
-from equipoise.generation.replies import FailedError, Reply, first_choice
+from equipoise.generation.replies import FailedError, Reply, first_choice, whole_text
 from equipoise.generation.rollouts import Rollout
 from equipoise.generation.session import Tries, first_error, run_to_end
 from equipoise.models.chat import decode_response, encode_response, end_of_turn
@@ -216,10 +217,10 @@ def _completion(reply: Reply) -> _Completion:
     if ids is None and not isinstance(text, str):
         raise FailedError("the reply has neither token ids nor a text", retry=False)
     logps: Any = listed.get("token_logprobs")
-    is_whole = isinstance(logps, list) and all(isinstance(p, int | float) for p in logps)
+    is_whole = isinstance(logps, list) and all(isinstance(p, int | float) and math.isfinite(p) for p in logps)
     return _Completion(
         ids,
-        text if isinstance(text, str) else "",
+        whole_text(text) if isinstance(text, str) else "",
         finish == "length",
         stop if isinstance(stop, int) else None,
         tuple(map(float, logps)) if is_whole else (),

@@ -57,6 +57,11 @@ def parse_reply(raw: bytes | str) -> Reply:
     return reply
 
 
+def whole_text(text: str) -> str:
+    """Return a text with `?` for half a surrogate pair, which JSON can hold and UTF-8 cannot."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
 def first_choice(reply: Reply) -> dict[str, Any]:
     """Return the first choice of a reply; one without choices raises FailedError."""
     choices = reply.get("choices")
@@ -79,7 +84,7 @@ def read_answer(reply: Reply) -> Answer:
     usage = reply.get("usage")
     usage = usage if isinstance(usage, dict) else {}
     return Answer(
-        text=texts[0].encode("utf-8", "replace").decode("utf-8"),  # half a surrogate pair is no text
+        text=whole_text(texts[0]),
         prompt_tokens=_count(usage.get("prompt_tokens")),
         completion_tokens=_count(usage.get("completion_tokens")),
         first_token=first_token(choice),

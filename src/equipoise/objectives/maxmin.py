@@ -8,7 +8,6 @@ are here by name.
 Shapes: N pairs, U units (raters, or whatever is known to want one thing), K groups, B responses.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch.nn.functional as F
@@ -80,6 +79,3 @@ def mean_of_min(rewards: Tensor, weights: Tensor) -> Aggregated:
     tensor([0.0000, 0.4000])
     """
     return Aggregated(rewards.amin(dim=-1), weights)
-
-
-AGGREGATES: dict[str, Callable[..., Aggregated]] = {"min_of_mean": min_of_mean, "mean_of_min": mean_of_min}

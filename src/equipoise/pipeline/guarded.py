@@ -47,11 +47,11 @@ class GuardedGenerateConfig(GenerateConfig):
     @model_validator(mode="after")
     def _guard_can_choose(self) -> Self:
         chooses = any((self.guard, self.scorer, self.rules))
-        if not chooses and self.tries != type(self).model_fields["tries"].default:
+        if not chooses and "tries" in self.changed:
             raise ValueError("tries: nobody chooses; expected a guard, a scorer or rules beside it")
         if self.guard is None:
             for name in ("policy", "guarded", "refusal_text"):
-                if getattr(self, name) != type(self).model_fields[name].default:
+                if name in self.changed:
                     raise ValueError(f"{name}: nothing is refused; expected a guard beside it")
         if chooses and self.sampling.temperature == 0 and self.tries > 1:
             raise ValueError(

@@ -55,7 +55,7 @@ class CostSettings(Config):
 class GroupSettings(MaxMinSettings):
     """Several groups that each have a reward of their own, and how these become one."""
 
-    groups: dict[str, Annotated[str, IsInput()]] = {}
+    groups: dict[str, Annotated[str, IsInput("scorer", "server")]] = {}
     """Group -> where its reward comes from: a folder of `train scorer`, `scorer` or `server` as with the
     reward (of a server: `groups` in its reply), or a function as `package.module:name`."""
     mixture: InputPath | None = None
@@ -99,9 +99,9 @@ class ScoringSettings(Config):
     @model_validator(mode="after")
     def _has_its_sources(self) -> Self:
         if self.maxmin is not None:
-            for name, plain in (("reward", "scorer"), ("truncated_reward", None)):
-                if (got := getattr(self, name)) != plain:
-                    raise ValueError(f"{name}: goes not with maxmin, got {got}")
+            for name in ("reward", "truncated_reward"):
+                if name in self.changed:
+                    raise ValueError(f"{name}: goes not with maxmin, got {getattr(self, name)}")
         asked = {*self.rewards, *(cost.source for cost in self.costs.values())}
         for name in ("server", "guard"):
             if name in asked and getattr(self, name) is None:
