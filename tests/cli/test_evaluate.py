@@ -122,7 +122,8 @@ def test_report_writes_a_page_and_names_it(ask: Ask, tell: Tell, shop: Path) -> 
 @pytest.mark.parametrize(
     ("words", "kind", "says"),
     [
-        (["evaluate", "--out", "x"], ConfigError, "model: missing"),
+        (["evaluate", "--out", "x"], ConfigError, "guard: missing"),
+        (["evaluate", "--out", "x", "--judge", "g"], ConfigError, "model, responses: got neither"),
         (["evaluate", "--out", "x", "--model", "m", "--judge", "no-guard"], EquipoiseError, "no-guard"),
         (["evaluate", "--out", "x", "--set", "modle=1"], ConfigError, "modle"),
         (["compare", "nowhere", "there"], DataError, "nowhere: no finished run here"),
