@@ -1,8 +1,8 @@
 """What responses are worth and what they cost, from wherever it comes.
 
-That is one reward, or those of some groups, and a cost per constraint. The sources are a scorer, which plays
-a role on the policy's own weights or is called beside it, a guard's severity, an HTTP server, and functions of
-the user's; rules may be added to the reward. A guard and rules are loaded by the layer above
+That is one reward, or those of some groups, and a cost per constraint. The sources are a scorer, which
+plays a role on the policy's own weights or is called beside it, a guard's severity, an HTTP server, and
+functions of the user's; rules may be added to the reward. A guard and rules are loaded by the layer above
 (`pipeline.scoring`) and passed in.
 
 Shapes: R responses, M constraints, L severity levels.
