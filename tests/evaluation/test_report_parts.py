@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from equipoise.config import Config, InputPath
+from equipoise.evaluation.metrics import METRICS
 from equipoise.evaluation.report.examples import choose
 from equipoise.evaluation.report.lineage import trace
 from equipoise.evaluation.report.plots import (
@@ -18,6 +19,7 @@ from equipoise.evaluation.report.plots import (
     sparkline,
     stacked_bar,
 )
+from equipoise.evaluation.report.views import SECTIONS
 from equipoise.evaluation.rows import load_runs
 from equipoise.lineage import Step, produce, write_text
 from equipoise.stats import NOTHING, Estimate
@@ -157,3 +159,7 @@ def test_an_input_that_is_gone_ends_its_chain_but_keeps_its_hash(chain) -> None:
     (node,) = trace(chain[1:2])
     assert node.inputs[0].made_by == ""
     assert len(node.inputs[0].sha256) == 64
+
+
+def test_every_metric_stands_in_one_section_of_the_summary() -> None:
+    assert sorted(name for names in SECTIONS.values() for name in names) == sorted(METRICS)

@@ -20,6 +20,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "flagged_benign",
         "cost",
         "cost_harmful",
+        "unsafe_by_cost",
     ),
     "Refusal": ("over_refusal", "over_refusal_full", "refusal_harmful"),
     "Balance": ("truly_safe", "under_safe", "over_safe"),
