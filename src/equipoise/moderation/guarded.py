@@ -10,7 +10,7 @@ from functools import partial
 from typing import Literal, NamedTuple
 
 from equipoise.errors import ModelError
-from equipoise.generation.best_of import exchange_of, total
+from equipoise.generation.best_of import best_of, exchange_of, total
 from equipoise.generation.replies import Answer
 from equipoise.generation.sources import Asked, Draw
 from equipoise.moderation.streaming import is_sound
@@ -48,19 +48,14 @@ class Guarding:
 
     def __call__(self, draw: Draw) -> Draw:
         """Return a draw that gives answers the guard lets through; `Answer.guard` says what happened."""
-        return partial(self._best_of_n if self.method == "best_of_n" else self._reject, draw)
-
-    def _best_of_n(self, draw: Draw, prompts: Sequence[Asked], sampling: Sampling) -> list[list[Answer]]:
-        wanted, tries = sampling.samples, self._tries(sampling)
-        drawn = draw(prompts, sampling._replace(samples=wanted * tries))
-        judged = iter(self._judged(prompts, drawn))
-        rows = [[next(judged) for _ in answers] for answers in drawn]
-        return [[self._choose(row[k::wanted]) for k in range(wanted)] for row in rows]
+        if self.method == "reject":
+            return partial(self._reject, draw)
+        return partial(best_of, draw, tries=self.tries, judge=self._judged, choose=self._choose)
 
     def _reject(self, draw: Draw, prompts: Sequence[Asked], sampling: Sampling) -> list[list[Answer]]:
         places = [(p, k) for p in range(len(prompts)) for k in range(sampling.samples)]
         tried: dict[tuple[int, int], list[Try]] = {place: [] for place in places}
-        for number in range(self._tries(sampling)):
+        for number in range(self.tries if sampling.temperature > 0 else 1):
             left = [place for place in places if not any(map(_is_safe, tried[place]))]
             if not left:
                 break
@@ -73,9 +68,6 @@ class Guarding:
                 tried[place].append(one)
         chosen = iter([self._choose(tried[place]) for place in places])
         return [[next(chosen) for _ in range(sampling.samples)] for _ in prompts]
-
-    def _tries(self, sampling: Sampling) -> int:
-        return self.tries if sampling.temperature > 0 else 1
 
     def _judged(self, prompts: Sequence[Asked], drawn: Sequence[Sequence[Answer]]) -> list[Try]:
         """Judge all draws together, and reward the safe ones; in order."""

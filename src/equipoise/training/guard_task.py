@@ -148,12 +148,10 @@ def guard_task(
         prompts: What each row is about; rows of one are held out together.
         bf16: Let the frozen layers compute in bfloat16 autocast.
         head_lr: Learning rate of the heads, where they have one of their own.
-        rank_weight: Weight of the ranking loss within groups.
-        rank_margin: Its margin in log-odds.
+        rank_weight, rank_margin: Weight of the ranking loss within groups; its margin in log-odds.
     """
 
-    def task(module: nn.Module, inputs: Callable[[list[int]], Inputs], lengths: list[int]) -> Task:
-        """Lengths are those of the rows."""
+    def task(module: nn.Module, inputs: Callable[[list[int]], Inputs], row_lengths: list[int]) -> Task:
         examples = by_group(targets) if rank_weight else [[row] for row in range(len(rows.counts))]
         about = together(prompts or [], targets.group.tolist())
 
@@ -165,7 +163,7 @@ def guard_task(
 
         return Task(
             GuardLosses(module, rank_weight=rank_weight, rank_margin=rank_margin),
-            [sum(lengths[row] for row in example) for example in examples],
+            [sum(row_lengths[row] for row in example) for example in examples],
             [len(example) for example in examples],
             collate,
             groups=None if prompts is None else [about[example[0]] for example in examples],
