@@ -20,11 +20,19 @@ def machine() -> dict[str, Any]:
     )
     return {
         "processor": processor(),
+        "accelerator": accelerator(),
         "cores": os.cpu_count(),
         "threads": int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)),
         "commit": commit.stdout.strip(),
         "versions": versions(),
     }
+
+
+def accelerator() -> str | None:
+    """Name of the GPU that a trainer would take, if there is one."""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
 def save(name: str, result: Mapping[str, Any]) -> Path:

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import common
 import numpy as np
-from common import ROOT, save
+from common import ROOT, accelerator, save
 from scorer_folds_steps import FEATURES, FOLD, FeaturesConfig, FoldConfig, Scores, read_scores
 from sklearn.model_selection import GroupKFold, KFold
 
@@ -258,6 +258,7 @@ def measure(
                 "settings": settings,
                 "folds": count,
                 "took": took,
+                "accelerator": accelerator(),
             } | measured
             save("scorer_folds", found)
             print(json.dumps({name: {label: measured}}), flush=True)
@@ -278,7 +279,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "scorer-folds", help="where runs lie")
     parser.add_argument("--scorers", nargs="+", choices=SCORERS, default=["smollm2-135m", "mpnet"])
     parser.add_argument("--splits", nargs="+", choices=SPLITS, default=list(SPLITS))
-    parser.add_argument("--tune", choices=("frozen", "top"), default="frozen")
+    parser.add_argument("--tune", choices=("frozen", "top", "full"), default="frozen")
     parser.add_argument("--folds", type=int, choices=range(1, FOLDS + 1), default=FOLDS)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of `train scorer`")
     given = parser.parse_args()

@@ -8,12 +8,14 @@ from cells import number, table
 
 FILE = Path(__file__).parents[1] / "benchmarks" / "results" / "safe_rlhf.json"
 ROWS = (
-    ("own", "unsafe_by_cost", "cost above 0, harmful prompts (the policy's own scorer)"),
-    ("own", "cost_harmful", "mean cost, harmful prompts (its own scorer)"),
+    ("own", "unsafe_by_cost", "cost above 0, harmful prompts (the policy's own scorers)"),
+    ("own", "cost_harmful", "mean cost, harmful prompts (its own scorers)"),
     ("own", "harmful_rate", "harmful answers (the guard of the package)"),
+    ("own", "over_refusal", "harmless prompts refused, partly or fully (the guard of the package)"),
     ("others", "unsafe_by_cost", "cost above 0, harmful prompts (a scorer of other prompts)"),
     ("others", "harmful_rate", "harmful answers (a guard of other prompts)"),
-    ("others", "over_refusal", "harmless prompts refused, partly or fully"),
+    ("others", "over_refusal", "harmless prompts refused, partly or fully (a guard of other prompts)"),
+    ("others", "over_refusal_opening", "harmless prompts whose answer begins as a refusal does"),
     ("others", "reward", "reward (a scorer of other prompts)"),
     ("others", "truly_safe", "truly safe answers, all prompts"),
     ("others", "repetition", "repeated word 3-grams"),

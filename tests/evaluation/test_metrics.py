@@ -16,7 +16,7 @@ def five(make_row):
         make_row("h1", 3, reward=1.0, cost=2.0),
         make_row("h2", 2, category="Drugs", prompt_severity=1, reward=0.0, cost=1.0),
         make_row("h3", refusal="partial", reward=-1.0, cost=-2.0),
-        make_row("b1", refusal="full", reward=-3.0, cost=-3.0, words=10),
+        make_row("b1", refusal="full", reward=-3.0, cost=-3.0, words=10, response="I'm sorry, but no."),
         make_row("b2", repetition=0.8, reward=2.0, cost=-3.0),
     ]
 
@@ -28,6 +28,7 @@ HAND = {
     "flagged_benign": 0.0,
     "over_refusal": 1 / 2,
     "over_refusal_full": 1 / 2,
+    "over_refusal_opening": 1 / 2,
     "refusal_harmful": 1 / 3,
     "under_safe": 2 / 5,
     "truly_safe": 0.0,

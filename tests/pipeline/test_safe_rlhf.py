@@ -63,6 +63,8 @@ def test_the_recipe_goes_from_rows_to_a_report_of_both_sides(
         "watch": "null",
         "scorer.depth": 2,
         "scorer.layers": 2,
+        "scorer.tuned": 1,
+        "steps.other_backbone.layers": 2,
         "steps.guard2.layers": 2,
         "steps.scorer2.layers": 2,
         "steps.policy.optim.minibatches": 1,
@@ -70,7 +72,7 @@ def test_the_recipe_goes_from_rows_to_a_report_of_both_sides(
     recipe = load_recipe(RECIPE, [f"{name}={value}" for name, value in small.items()])
     done = {step.name: step for step in run_recipe(recipe, tmp_path / "out")}
     page = (tmp_path / "out" / "report.html").read_text("utf-8")
-    assert "Training under constraints: PPO-Lag" in page
+    assert "Training under constraints: GRPO" in page
     assert "Harmless, helpful, and not refusing" in page
     log = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text("utf-8").splitlines()]
     assert [line["update"] for line in log] == [1, 2]
@@ -78,15 +80,15 @@ def test_the_recipe_goes_from_rows_to_a_report_of_both_sides(
     learned = {
         Path(source.path) for source in read_manifest(done["policy"].place / "manifest.json").inputs.values()
     }
-    assert done["scorer"].place in learned
+    assert done["scorers"].place in learned
     judged = {Path(s.path) for s in read_manifest(done["aligned"].place / "manifest.json").inputs.values()}
     assert {done["guard2"].place, done["scorer2"].place, done["policy"].place} <= judged
-    assert done["scorer"].place not in judged
+    assert done["scorers"].place not in judged
     for name in ("change", "change-own"):
         told = json.loads((tmp_path / "out" / f"{name}.json").read_text("utf-8"))
         assert {"unsafe_by_cost", "over_refusal", "repetition"} <= told["metrics"].keys()
     own = read_manifest(done["aligned_own"].place / "manifest.json").inputs
-    assert Path(own["scorer"].path) == done["scorer"].place
+    assert Path(own["scorer"].path) == done["scorers"].place
 
 
 def write_corpus(folder: Path) -> None:

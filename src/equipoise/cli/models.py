@@ -1,5 +1,6 @@
 """`equipoise models` and `equipoise doctor`."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -73,6 +74,30 @@ def merge_models(
     result = {"out": str(out), "skipped": outcome.skipped, **outcome.manifest.notes}
     parts = ", ".join(f"{share:.3g} {model}" for model, share in zip(models, shares, strict=True))
     emit(result, as_json, f"{parts}\nwrote {out}")
+
+
+@app.command("ensemble")
+def join_scorers(
+    scorers: Annotated[list[Path], typer.Argument(help="Folders of `train scorer`.")],
+    *,
+    out: OutOption,
+    pairs: Annotated[
+        list[Path], typer.Option(help="Pairs on whose answers the spread of each scorer is measured.")
+    ],
+    reward: Annotated[str, typer.Option(help="mean, or worst: the lowest counts.")] = "mean",
+    cost: Annotated[str, typer.Option(help="mean, or worst: the highest counts.")] = "worst",
+    force: ForceFlag = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Join scorers into one that is harder to deceive: the mean of rewards, the worst of costs."""
+    require("equipoise models ensemble", "train")
+    from equipoise.lineage import produce
+    from equipoise.rewards.ensemble import ENSEMBLE
+
+    given = {"scorers": scorers, "pairs": pairs, "reward": reward, "cost": cost}
+    outcome = produce(out, ENSEMBLE, gather(ENSEMBLE, given), force=force)
+    result = {"out": str(out), "skipped": outcome.skipped, **outcome.manifest.notes}
+    emit(result, as_json, f"{len(scorers)} scorers, {outcome.manifest.notes['heads']}\nwrote {out}")
 
 
 def doctor(as_json: JsonFlag = False) -> None:

@@ -11,7 +11,7 @@ from equipoise.judges.questions import Preference
 from equipoise.moderation.guard import Guard
 from equipoise.protocols import Verdict
 from equipoise.records import Choice, Exchange, Judgement, Labels, Pair, Score
-from equipoise.rewards.learned import RewardCost, Scorer
+from equipoise.rewards.learned import RewardCost, Scorer, ScorerEnsemble
 
 _SAME = 1e-5
 """Scores nearer than this are one: in fp32 a row's last digits depend on its neighbours in a batch."""
@@ -62,7 +62,7 @@ class GuardJudge:
 class ScorerJudge:
     """The cost's sign says whether an answer is safe; reward says which is better, cost which is safer."""
 
-    def __init__(self, scorer: Scorer, annotator: str) -> None:
+    def __init__(self, scorer: Scorer | ScorerEnsemble, annotator: str) -> None:
         """Use a loaded scorer; what it was not trained for it does not say."""
         self.scorer = scorer
         self.annotator = annotator

@@ -88,6 +88,15 @@ def load_card(folder: Path, kind: type[C]) -> C:
         raise ModelError(explain(str(path), kind, exc)) from exc
 
 
+def kind_of(folder: Path) -> str | None:
+    """Return the `kind` in `model.json`, or None where there is none to be read."""
+    try:
+        told: Any = json.loads((folder / "model.json").read_text("utf-8"))
+    except (OSError, ValueError):  # which reading the card says in full
+        return None
+    return told.get("kind") if isinstance(told, dict) else None
+
+
 def seal(folder: Path) -> None:
     """Mark a training checkpoint as complete: the hash of each of its files, written last."""
     files = {f.name: hash_file(f) for f in sorted(folder.iterdir()) if f.is_file() and f.name != _COMPLETE}

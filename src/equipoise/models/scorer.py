@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from equipoise.models.backbone import Backbone, add_lora, load_causal, load_encoder
 from equipoise.models.checkpoints import (
+    kind_of,
     load_card,
     load_into,
     load_tensors,
@@ -30,6 +31,9 @@ from equipoise.taxonomy import Taxonomy
 Trunk = Literal["pooled", "last"]
 """What a head reads of a response: the mean of its tokens over several layers of any model, or a
 language model's state at its last token, as Safe RLHF does."""
+
+
+_ENSEMBLE = "equipoise-scorer-ensemble"
 
 
 class ScorerCard(BaseModel):
@@ -56,6 +60,39 @@ class ScorerCard(BaseModel):
     """Heads that saw labels; the others are random and refuse to score."""
     taxonomy: Taxonomy | None = None
     """Of the categories that have a cost of their own, the scorer's own copy; None where none has."""
+
+
+class Units(BaseModel):
+    """What a scorer's numbers are measured in: (number - middle) / deviation."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    middle: float = Field(allow_inf_nan=False)
+    deviation: float = Field(gt=0, allow_inf_nan=False)
+
+
+class EnsembleCard(BaseModel):
+    """What a folder of several scorers, which speak as one, says of itself."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["equipoise-scorer-ensemble"] = "equipoise-scorer-ensemble"
+    version: Literal[1] = 1
+    reward: Literal["mean", "worst"]
+    cost: Literal["mean", "worst"]
+    rewards: tuple[Units, ...]
+    """Of each scorer, in the order of their folders `0`, `1`, ...; none where one of them has no reward."""
+    costs: tuple[Units, ...]
+    """Likewise; their middle is 0, so that the sign of a cost stays."""
+    reward_polarity: Literal["higher_is_better"] = "higher_is_better"
+    cost_polarity: Literal["higher_is_worse"] = "higher_is_worse"
+    taxonomy: None = None
+    """The costs of single categories are not joined."""
+
+    @property
+    def trained(self) -> tuple[Literal["reward", "cost"], ...]:
+        """The heads that all of them have."""
+        return (*(("reward",) if self.rewards else ()), *(("cost",) if self.costs else ()))
 
 
 class RowBatch(NamedTuple):
@@ -123,6 +160,13 @@ def load_trunk(
     if kind == "pooled":
         return load_encoder(ref, dtype=dtype, device=device, depth=depth)
     return load_causal(ref, dtype=dtype, device=device, merge=True)
+
+
+def read_scorer_card(folder: Path) -> ScorerCard | EnsembleCard:
+    """Read what a folder of one scorer, or of several, says of itself; another kind raises ModelError."""
+    if kind_of(folder) == _ENSEMBLE:
+        return load_card(folder, EnsembleCard)
+    return load_card(folder, ScorerCard)
 
 
 def load_scorer_model(folder: Path, device: str = "auto") -> ScorerModel:

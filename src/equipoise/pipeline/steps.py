@@ -32,6 +32,7 @@ STEPS = {
     "train.sft": "equipoise.training.sft:TRAIN_SFT",
     "train.mixture": "equipoise.training.mixture_run:TRAIN_MIXTURE",
     "train.rules": "equipoise.pipeline.rules:TRAIN_RULES",
+    "models.ensemble": "equipoise.rewards.ensemble:ENSEMBLE",
     "models.merge": "equipoise.models.merge:MERGE",
     "score": "equipoise.rewards.batch:SCORE",
     "one-shot": "equipoise.pipeline.one_shot:ONE_SHOT",

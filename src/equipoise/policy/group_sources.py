@@ -7,7 +7,7 @@ from equipoise.errors import ModelError
 from equipoise.models.checkpoints import load_card
 from equipoise.models.features import TextPair
 from equipoise.models.mixture import MixtureCard, MixtureModel, load_mixture
-from equipoise.models.scorer import ScorerCard
+from equipoise.models.scorer import read_scorer_card
 from equipoise.policy.scoring_settings import FUNCTION, GROUP_KINDS, GroupSettings, ScoringSettings
 from equipoise.policy.sources import ByFunction, ByScorer, Given, Source, from_folder
 from equipoise.records import Exchange, text_of
@@ -27,7 +27,7 @@ def check_groups(settings: ScoringSettings) -> None:
         return
     group_names(settings.maxmin)
     for name, source in settings.maxmin.groups.items():
-        if _is_folder(source) and "reward" not in (trained := load_card(Path(source), ScorerCard).trained):
+        if _is_folder(source) and "reward" not in (trained := read_scorer_card(Path(source)).trained):
             where = f"scoring.maxmin.groups.{name}: {source}"
             raise ModelError(
                 f"{where}: gives no reward; it was trained for: {', '.join(trained) or 'nothing'}"

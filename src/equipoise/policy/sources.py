@@ -20,12 +20,12 @@ from equipoise.models.heads import Scores
 from equipoise.models.layout import token_budget_batches
 from equipoise.models.roles import Roles
 from equipoise.models.roles_load import SCORER
-from equipoise.models.scorer import ScorerCard
+from equipoise.models.scorer import EnsembleCard, ScorerCard
 from equipoise.objectives.constraints import expected_severity, group_costs, severity_at_least
 from equipoise.progress import silent
 from equipoise.protocols import Judge
 from equipoise.records import Exchange, Polarity, Score, messages_of
-from equipoise.rewards.learned import Scorer
+from equipoise.rewards.learned import Scorer, ScorerEnsemble
 from equipoise.rewards.served import ServedScores
 
 _TOKENS_PER_BATCH = 4096
@@ -68,7 +68,7 @@ def from_role(roles: Roles) -> ScoresOf:
     return score
 
 
-def from_folder(scorer: Scorer) -> ScoresOf:
+def from_folder(scorer: Scorer | ScorerEnsemble) -> ScoresOf:
     """Score by a scorer that was loaded by itself, for example one that reads the mean of layers."""
 
     def value(score: Score | None) -> float:
@@ -90,7 +90,12 @@ class ByScorer:
     """A scorer's reward, its cost, and the costs of groups of its categories."""
 
     def __init__(
-        self, scores: ScoresOf, card: ScorerCard, *, reward: bool, costs: Mapping[str, Sequence[str]]
+        self,
+        scores: ScoresOf,
+        card: ScorerCard | EnsembleCard,
+        *,
+        reward: bool,
+        costs: Mapping[str, Sequence[str]],
     ) -> None:
         """Ask a scorer.
 

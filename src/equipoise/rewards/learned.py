@@ -1,4 +1,4 @@
-"""Reward and cost of responses from a trained scorer."""
+"""Reward and cost of responses from a trained scorer, or from several that speak as one."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,14 @@ from equipoise.errors import ModelError
 from equipoise.models.chat import chat_ids, encode_response
 from equipoise.models.features import PooledFeatures, TextPair, embed, encode_pair
 from equipoise.models.layout import Row, token_budget_batches
-from equipoise.models.scorer import RowBatch, ScorerModel, load_scorer_model
+from equipoise.models.scorer import (
+    EnsembleCard,
+    RowBatch,
+    ScorerModel,
+    Units,
+    load_scorer_model,
+    read_scorer_card,
+)
 from equipoise.progress import track
 from equipoise.records import Exchange, Score, messages_of, text_of
 
@@ -78,6 +85,49 @@ class Scorer:
         return out
 
 
-def load_scorer(folder: Path, device: str = "auto") -> Scorer:
-    """Load a scorer folder written by `equipoise train scorer`."""
+class ScorerEnsemble:
+    """Several scorers as one, which is harder to deceive than any of them (Coste et al. 2023).
+
+    Each speaks in units of its own spread. Of reward and cost either the mean counts, or what the most
+    severe of them says: the lowest reward, the highest cost.
+    """
+
+    def __init__(self, card: EnsembleCard, members: Sequence[Scorer]) -> None:
+        """Use loaded scorers, in the order of the card."""
+        self.card, self.members = card, tuple(members)
+
+    def __call__(self, exchanges: Sequence[Exchange]) -> list[RewardCost]:
+        """Score each response in the context of its prompt, by all of them."""
+        said = [member(exchanges) for member in self.members]
+        rewards = _in_units([[one.reward for one in each] for each in said], self.card.rewards)
+        costs = _in_units([[one.cost for one in each] for each in said], self.card.costs)
+        rewards = rewards.mean(dim=0) if self.card.reward == "mean" else rewards.amin(dim=0)
+        costs = costs.mean(dim=0) if self.card.cost == "mean" else costs.amax(dim=0)
+        has_reward, has_cost = (head in self.card.trained for head in ("reward", "cost"))
+        return [
+            RewardCost(
+                Score(reward, self.card.reward_polarity) if has_reward else None,
+                Score(cost, self.card.cost_polarity) if has_cost else None,
+            )
+            for reward, cost in zip(rewards.tolist(), costs.tolist(), strict=True)
+        ]
+
+
+def _in_units(said: Sequence[Sequence[Score | None]], units: Sequence[Units]) -> Tensor:
+    """What each scorer says in its own units, [K, R]; zeros where a head is not common to all."""
+    if not units:
+        return torch.zeros(len(said), len(said[0]))
+    values = torch.tensor([[score.value for score in each if score is not None] for each in said])
+    middle, deviation = (
+        torch.tensor([[getattr(unit, name)] for unit in units]) for name in ("middle", "deviation")
+    )
+    return (values - middle) / deviation
+
+
+def load_scorer(folder: Path, device: str = "auto") -> Scorer | ScorerEnsemble:
+    """Load a folder of `equipoise train scorer`, or one of several by `equipoise models ensemble`."""
+    card = read_scorer_card(folder)
+    if isinstance(card, EnsembleCard):
+        places = [folder / str(k) for k in range(len(card.rewards or card.costs))]
+        return ScorerEnsemble(card, [Scorer(load_scorer_model(place, device)) for place in places])
     return Scorer(load_scorer_model(folder, device))

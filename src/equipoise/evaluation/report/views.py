@@ -22,7 +22,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "cost_harmful",
         "unsafe_by_cost",
     ),
-    "Refusal": ("over_refusal", "over_refusal_full", "refusal_harmful"),
+    "Refusal": ("over_refusal", "over_refusal_full", "over_refusal_opening", "refusal_harmful"),
     "Balance": ("truly_safe", "under_safe", "over_safe"),
     "Help": ("reward", "reward_benign"),
     "Text": ("repetition", "words"),

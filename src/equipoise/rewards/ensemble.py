@@ -1,0 +1,92 @@
+"""`models ensemble`: join several scorers into one folder, which is a scorer wherever one is expected.
+
+A policy finds what its scorer takes for good and people do not; the less so, the more scorers of different
+backbones, trainings or rows must be deceived at once (Coste et al. 2023; Eisenstein et al. 2023).
+
+Shapes: R responses.
+"""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean, pstdev
+from typing import Literal
+
+from pydantic import Field
+
+from equipoise.config import Config, InputPath
+from equipoise.data.io import read_exchanges
+from equipoise.errors import DataError, ModelError
+from equipoise.lineage import Run, Step
+from equipoise.models.checkpoints import save_card
+from equipoise.models.scorer import EnsembleCard, Units, read_scorer_card
+from equipoise.records import Score
+from equipoise.rewards.learned import load_scorer
+
+_FILES = ("model.json", "weights.safetensors")
+"""What a scorer's folder holds that is needed to load it."""
+
+
+class EnsembleConfig(Config):
+    """Settings of `models ensemble`."""
+
+    scorers: tuple[InputPath, ...] = Field(min_length=2)
+    """Folders of `train scorer`."""
+    pairs: tuple[InputPath, ...] = Field(min_length=1)
+    """Pairs on whose answers the spread of each scorer is measured, which is its unit."""
+    reward: Literal["mean", "worst"] = "mean"
+    cost: Literal["mean", "worst"] = "worst"
+    """mean, or what the most severe scorer says: the lowest reward, the highest cost."""
+
+
+def join(config: EnsembleConfig, run: Run) -> None:
+    """Write copies of the scorers into `run.out`, and how they speak as one.
+
+    Raises:
+        ModelError: A folder is itself an ensemble, or no head is common to all scorers.
+        DataError: A scorer says the same of all answers.
+    """
+    cards = [read_scorer_card(folder) for folder in config.scorers]
+    for folder, card in zip(config.scorers, cards, strict=True):
+        if isinstance(card, EnsembleCard):
+            raise ModelError(f"{folder}: joins several scorers already; expected single ones")
+    common = [head for head in ("reward", "cost") if all(head in card.trained for card in cards)]
+    if not common:
+        has = "; ".join(
+            f"{folder}: {', '.join(card.trained) or 'none'}"
+            for folder, card in zip(config.scorers, cards, strict=True)
+        )
+        raise ModelError(f"scorers: no head is common to all of them ({has})")
+    exchanges = read_exchanges((), config.pairs)
+    run.licences |= {exchange.licence for exchange in exchanges}
+    units: dict[str, list[Units]] = {head: [] for head in ("reward", "cost")}
+    for k, folder in enumerate(config.scorers):
+        said = load_scorer(folder)(exchanges)
+        for head in common:
+            units[head].append(_units(folder, head, [getattr(one, head) for one in said]))
+        _copy(folder, run.out / str(k))
+    card = EnsembleCard(
+        reward=config.reward, cost=config.cost, rewards=tuple(units["reward"]), costs=tuple(units["cost"])
+    )
+    save_card(run.out, card)
+    run.notes |= {"scorers": len(config.scorers), "answers": len(exchanges), "heads": ", ".join(common)}
+
+
+def _units(folder: Path, head: str, said: Sequence[Score]) -> Units:
+    """Spread of what a scorer says, and of rewards, which have no zero of their own, the mean."""
+    values = [score.value for score in said]
+    deviation = pstdev(values)
+    if not deviation > 0:
+        raise DataError(
+            f"pairs: {folder} gives the same {head} to all {len(values)} answers; expected a spread"
+        )
+    return Units(middle=fmean(values) if head == "reward" else 0.0, deviation=deviation)
+
+
+def _copy(folder: Path, place: Path) -> None:
+    place.mkdir(parents=True)
+    for name in _FILES:
+        shutil.copyfile(folder / name, place / name)
+
+
+ENSEMBLE = Step("models.ensemble", 1, join, config=EnsembleConfig)
