@@ -1,6 +1,7 @@
 """Several scorers as one: each in its own units, the worst or the mean, against plain floats."""
 
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
@@ -13,7 +14,7 @@ from equipoise.cli.main import app
 from equipoise.data.io import read_exchanges, write_records
 from equipoise.errors import DataError, ModelError
 from equipoise.lineage import produce
-from equipoise.models.scorer import ScorerCard, ScorerModel, load_trunk
+from equipoise.models.scorer import EnsembleCard, ScorerCard, ScorerModel, load_trunk, read_scorer_card
 from equipoise.policy.sources import ByScorer, from_folder
 from equipoise.records import Answer, Pair
 from equipoise.rewards.ensemble import ENSEMBLE, EnsembleConfig
@@ -79,10 +80,24 @@ def test_the_joint_scores_are_those_of_plain_floats(
         paid = [c[i] / pstdev(c) for c in costs]
         assert joint.reward is not None
         assert joint.cost is not None
-        assert joint.reward.value == pytest.approx({"mean": fmean, "worst": min}[reward](asked), abs=1e-4)
-        assert joint.cost.value == pytest.approx({"mean": fmean, "worst": max}[cost](paid), abs=1e-4)
+        assert joint.reward.value == pytest.approx(fmean(asked) if reward == "mean" else min(asked), abs=1e-4)
+        assert joint.cost.value == pytest.approx(fmean(paid) if cost == "mean" else max(paid), abs=1e-4)
         assert (joint.reward.polarity, joint.cost.polarity) == ("higher_is_better", "higher_is_worse")
     assert found([]) == []
+
+
+def test_the_spread_may_be_that_of_some_answers(
+    make: Callable[..., Path], pairs: Path, tmp_path: Path
+) -> None:
+    folders = [make(1), make(2)]
+    out = join(tmp_path / "some", folders, pairs, answers=3)
+    card = read_scorer_card(out)
+    assert isinstance(card, EnsembleCard)
+    costs = [
+        one.cost.value for one in load_scorer(folders[0], "cpu")(read_exchanges((), (pairs,))) if one.cost
+    ]
+    some = [pstdev(chosen) for chosen in combinations(costs, 3)]
+    assert any(card.costs[0].deviation == pytest.approx(each, rel=1e-4) for each in some)
 
 
 def test_it_stands_without_the_folders_it_was_made_of(

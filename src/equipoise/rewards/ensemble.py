@@ -6,6 +6,7 @@ backbones, trainings or rows must be deceived at once (Coste et al. 2023; Eisens
 Shapes: R responses.
 """
 
+import random
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,6 +35,9 @@ class EnsembleConfig(Config):
     """Folders of `train scorer`."""
     pairs: tuple[InputPath, ...] = Field(min_length=1)
     """Pairs on whose answers the spread of each scorer is measured, which is its unit."""
+    answers: int = Field(default=500, ge=2)
+    """So many of them, drawn at random."""
+    seed: int = 0
     reward: Literal["mean", "worst"] = "mean"
     cost: Literal["mean", "worst"] = "worst"
     """mean, or what the most severe scorer says: the lowest reward, the highest cost."""
@@ -59,6 +63,7 @@ def join(config: EnsembleConfig, run: Run) -> None:
         raise ModelError(f"scorers: no head is common to all of them ({has})")
     exchanges = read_exchanges((), config.pairs)
     run.licences |= {exchange.licence for exchange in exchanges}
+    exchanges = random.Random(config.seed).sample(exchanges, min(config.answers, len(exchanges)))
     units: dict[str, list[Units]] = {head: [] for head in ("reward", "cost")}
     for k, folder in enumerate(config.scorers):
         said = load_scorer(folder)(exchanges)
