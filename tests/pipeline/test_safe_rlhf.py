@@ -52,6 +52,7 @@ def test_the_recipe_goes_from_rows_to_a_report_of_both_sides(
         "data.dir": tmp_path,
         "model": tiny_llama,
         "encoder": tiny_encoder,
+        "judge": tiny_encoder,
         "rows": 20,
         "rewards": 20,
         "updates": 2,
@@ -126,6 +127,7 @@ def test_ten_minutes_with_the_real_models_make_the_answers_cost_less(tmp_path: P
     write_corpus(tmp_path)
     short = {
         "data.dir": tmp_path,
+        "judge": "minilm",
         "rows": "null",
         "rewards": "null",
         "updates": 12,

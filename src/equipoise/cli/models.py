@@ -86,6 +86,7 @@ def join_scorers(
     ],
     reward: Annotated[str, typer.Option(help="mean, or worst: the lowest counts.")] = "mean",
     cost: Annotated[str, typer.Option(help="mean, or worst: the highest counts.")] = "worst",
+    answers: Annotated[int, typer.Option(help="So many of the answers, drawn at random.")] = 500,
     force: ForceFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -94,10 +95,12 @@ def join_scorers(
     from equipoise.lineage import produce
     from equipoise.rewards.ensemble import ENSEMBLE
 
-    given = {"scorers": scorers, "pairs": pairs, "reward": reward, "cost": cost}
+    given = {"scorers": scorers, "pairs": pairs, "reward": reward, "cost": cost, "answers": answers}
     outcome = produce(out, ENSEMBLE, gather(ENSEMBLE, given), force=force)
     result = {"out": str(out), "skipped": outcome.skipped, **outcome.manifest.notes}
-    emit(result, as_json, f"{len(scorers)} scorers, {outcome.manifest.notes['heads']}\nwrote {out}")
+    notes = outcome.manifest.notes
+    told = f"{notes['scorers']} scorers joined on {notes['answers']} answers: {notes['heads']}"
+    emit(result, as_json, f"{told}\nwrote {out}")
 
 
 def doctor(as_json: JsonFlag = False) -> None:

@@ -23,10 +23,10 @@ from equipoise.models.backbone import (
     quiet,
 )
 from equipoise.models.builtin import resolve
-from equipoise.models.checkpoints import load_card, load_into, load_tensors, require_all
+from equipoise.models.checkpoints import load_into, load_tensors, require_all
 from equipoise.models.heads import ScorerHeads
 from equipoise.models.roles import Role, Roles, ValueHeads, is_of
-from equipoise.models.scorer import ScorerCard
+from equipoise.models.scorer import ScorerCard, single_card
 from equipoise.models.top import top_names
 from equipoise.progress import say
 
@@ -189,7 +189,7 @@ def _adapted(trunk: Backbone, role: str, rank: int, alpha: float = 32.0) -> Back
 
 
 def _scorer_card(folder: Path) -> ScorerCard:
-    card = load_card(folder, ScorerCard)
+    card = single_card(folder)
     if card.trunk != "last":
         raise ModelError(
             f"{folder}: reads the mean of layers, which is no role; expected a scorer trained with trunk"
@@ -201,7 +201,7 @@ def _scorer_card(folder: Path) -> ScorerCard:
 def _fill_scorer(roles: Roles, folder: Path) -> None:
     """Copy a scorer's weights to where its role has them."""
     path = folder / "weights.safetensors"
-    card = load_card(folder, ScorerCard)
+    card = single_card(folder)
     model, adapter, _ = roles.roles[SCORER]
     tensors = load_tensors(path)
     heads = {n.removeprefix("heads."): t for n, t in tensors.items() if n.startswith("heads.")}

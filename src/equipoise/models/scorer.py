@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
+from equipoise.errors import ModelError
 from equipoise.models.backbone import Backbone, add_lora, load_causal, load_encoder
 from equipoise.models.checkpoints import (
     kind_of,
@@ -63,12 +64,13 @@ class ScorerCard(BaseModel):
 
 
 class Units(BaseModel):
-    """What a scorer's numbers are measured in: (number - middle) / deviation."""
+    """What makes a scorer's numbers comparable with those of others: (number - middle) / deviation."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     middle: float = Field(allow_inf_nan=False)
     deviation: float = Field(gt=0, allow_inf_nan=False)
+    """Over the mean deviation of all the scorers, so that joint numbers keep the size of single ones."""
 
 
 class EnsembleCard(BaseModel):
@@ -88,6 +90,25 @@ class EnsembleCard(BaseModel):
     cost_polarity: Literal["higher_is_worse"] = "higher_is_worse"
     taxonomy: None = None
     """The costs of single categories are not joined."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "EnsembleCard":
+        if {len(self.rewards), len(self.costs)} not in (
+            {0, self.members},
+            {self.members},
+        ) or self.members < 2:
+            raise ValueError(
+                f"rewards, costs: got {len(self.rewards)} and {len(self.costs)};"
+                " expected two or more, as many of each or none of one"
+            )
+        if any(unit.middle for unit in self.costs):
+            raise ValueError("costs: got a middle that is not 0; expected 0, which keeps the sign")
+        return self
+
+    @property
+    def members(self) -> int:
+        """How many scorers there are."""
+        return max(len(self.rewards), len(self.costs))
 
     @property
     def trained(self) -> tuple[Literal["reward", "cost"], ...]:
@@ -169,9 +190,20 @@ def read_scorer_card(folder: Path) -> ScorerCard | EnsembleCard:
     return load_card(folder, ScorerCard)
 
 
+def single_card(folder: Path) -> ScorerCard:
+    """Read what a folder of one scorer says of itself; several, or another kind, raise ModelError."""
+    card = read_scorer_card(folder)
+    if isinstance(card, EnsembleCard):
+        raise ModelError(
+            f"{folder}: joins {card.members} scorers; expected a single one"
+            " (for online training several go in scoring.scorer)"
+        )
+    return card
+
+
 def load_scorer_model(folder: Path, device: str = "auto") -> ScorerModel:
     """Load a scorer that `train scorer` wrote; another polarity or kind raises ModelError."""
-    card = load_card(folder, ScorerCard)
+    card = single_card(folder)
     model = ScorerModel(card, load_trunk(card.trunk, card.backbone, device, card.depth))
     weights = folder / "weights.safetensors"
     tensors = load_tensors(weights)

@@ -1,7 +1,8 @@
 """`models ensemble`: join several scorers into one folder, which is a scorer wherever one is expected.
 
-A policy finds what its scorer takes for good and people do not; the less so, the more scorers of different
-backbones, trainings or rows must be deceived at once (Coste et al. 2023; Eisenstein et al. 2023).
+A policy finds what its scorer takes for good and people do not. That is harder where scorers of different
+backbones, trainings or rows must be deceived at once, though not impossible (Coste et al. 2023; Eisenstein
+et al. 2023).
 
 Shapes: R responses.
 """
@@ -62,36 +63,38 @@ def join(config: EnsembleConfig, run: Run) -> None:
         )
         raise ModelError(f"scorers: no head is common to all of them ({has})")
     exchanges = read_exchanges((), config.pairs)
+    if not exchanges:
+        raise DataError("pairs: got no answer to measure on; expected two at least")
     run.licences |= {exchange.licence for exchange in exchanges}
     exchanges = random.Random(config.seed).sample(exchanges, min(config.answers, len(exchanges)))
-    units: dict[str, list[Units]] = {head: [] for head in ("reward", "cost")}
-    for k, folder in enumerate(config.scorers):
-        said = load_scorer(folder)(exchanges)
-        for head in common:
-            units[head].append(_units(folder, head, [getattr(one, head) for one in said]))
-        _copy(folder, run.out / str(k))
-    card = EnsembleCard(
-        reward=config.reward, cost=config.cost, rewards=tuple(units["reward"]), costs=tuple(units["cost"])
+    said = [load_scorer(folder)(exchanges) for folder in config.scorers]
+    rewards, costs = (
+        _units(config.scorers, head, [[getattr(one, head) for one in each] for each in said])
+        if head in common
+        else ()
+        for head in ("reward", "cost")
     )
-    save_card(run.out, card)
+    for k, folder in enumerate(config.scorers):
+        (run.out / str(k)).mkdir(parents=True, exist_ok=True)
+        for name in _FILES:
+            shutil.copyfile(folder / name, run.out / str(k) / name)
+    save_card(run.out, EnsembleCard(reward=config.reward, cost=config.cost, rewards=rewards, costs=costs))
     run.notes |= {"scorers": len(config.scorers), "answers": len(exchanges), "heads": ", ".join(common)}
 
 
-def _units(folder: Path, head: str, said: Sequence[Score]) -> Units:
-    """Spread of what a scorer says, and of rewards, which have no zero of their own, the mean."""
-    values = [score.value for score in said]
-    deviation = pstdev(values)
-    if not deviation > 0:
-        raise DataError(
-            f"pairs: {folder} gives the same {head} to all {len(values)} answers; expected a spread"
-        )
-    return Units(middle=fmean(values) if head == "reward" else 0.0, deviation=deviation)
-
-
-def _copy(folder: Path, place: Path) -> None:
-    place.mkdir(parents=True)
-    for name in _FILES:
-        shutil.copyfile(folder / name, place / name)
+def _units(folders: Sequence[Path], head: str, said: Sequence[Sequence[Score]]) -> tuple[Units, ...]:
+    """Spread of what each scorer says over the mean spread, and of rewards, which have no zero, the mean."""
+    values = [[score.value for score in each] for each in said]
+    spreads = [pstdev(each) for each in values]
+    for folder, spread in zip(folders, spreads, strict=True):
+        if not spread > 0:
+            raise DataError(
+                f"pairs: {folder} gives the same {head} to all {len(values[0])} answers; expected a spread"
+            )
+    return tuple(
+        Units(middle=fmean(each) if head == "reward" else 0.0, deviation=spread / fmean(spreads))
+        for each, spread in zip(values, spreads, strict=True)
+    )
 
 
 ENSEMBLE = Step("models.ensemble", 1, join, config=EnsembleConfig)

@@ -88,7 +88,7 @@ class Scorer:
 class ScorerEnsemble:
     """Several scorers as one, which is harder to deceive than any of them (Coste et al. 2023).
 
-    Each speaks in units of its own spread. Of reward and cost either the mean counts, or what the most
+    Each is measured by its own spread. Of reward and cost either the mean counts, or what the most
     severe of them says: the lowest reward, the highest cost.
     """
 
@@ -128,6 +128,9 @@ def load_scorer(folder: Path, device: str = "auto") -> Scorer | ScorerEnsemble:
     """Load a folder of `equipoise train scorer`, or one of several by `equipoise models ensemble`."""
     card = read_scorer_card(folder)
     if isinstance(card, EnsembleCard):
-        places = [folder / str(k) for k in range(len(card.rewards or card.costs))]
-        return ScorerEnsemble(card, [Scorer(load_scorer_model(place, device)) for place in places])
+        members = [Scorer(load_scorer_model(folder / str(k), device)) for k in range(card.members)]
+        for k, member in enumerate(members):
+            if missing := set(card.trained) - set(member.card.trained):
+                raise ModelError(f"{folder / str(k)}: was not trained for {', '.join(sorted(missing))}")
+        return ScorerEnsemble(card, members)
     return Scorer(load_scorer_model(folder, device))
