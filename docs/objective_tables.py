@@ -116,6 +116,10 @@ def seed_table(found: dict[str, Any]) -> list[str]:
     return [told, table(["objective", "seeds", *COLUMNS.values()], rows)]
 
 
+ONE_SAFE = "safer answer, one of both is safe"
+"""A part of the held-out pairs, in some runs all of them."""
+
+
 def dual_tables(found: dict[str, Any]) -> list[str]:
     """Scorers on held-out pairs and policies on prompts: dual, single, and their paired difference."""
     votes = found["votes"]
@@ -123,6 +127,7 @@ def dual_tables(found: dict[str, Any]) -> list[str]:
     scorers = [
         [name, *(number(told[side]) for side in ("dual", "single", "difference"))]
         for name, told in found["scorers"].items()
+        if name != ONE_SAFE or told != found["scorers"].get("safer answer")
     ]
     policies = [
         [title, *(number(told[side]) for side in ("base", "dual", "single", "difference"))]
@@ -138,10 +143,27 @@ def dual_tables(found: dict[str, Any]) -> list[str]:
         table(["on held-out pairs, accuracy", "dual", "single", "dual less single"], scorers),
         table(["on prompts", "base", "dual (SafeDPO)", "single (DPO)", "dual less single"], policies),
         f"The dual policy learned from {found['rows']['dual']} pairs, the single one from"
-        f" {found['rows']['single']}.",
+        f" {found['rows']['single']}. The two differ in their objective as well as in their labels."
+        + " ".join(
+            ["", *(dual_verdict(name, found["policies"][name]) for name in ("truly_safe", "harmful_rate"))]
+        ),
     ]
+
+
+def dual_verdict(name: str, told: dict[str, Any]) -> str:
+    """Which policy is ahead in a metric, if the interval of the difference tells."""
+    change, good = told["difference"], -1 if name == "harmful_rate" else 1
+    low, high = sorted((good * change["low"], good * change["high"]))
+    ahead = (
+        "the dual one is ahead"
+        if low > 0
+        else "the single one is ahead"
+        if high < 0
+        else "they are not told apart"
+    )
+    return f"In {COLUMNS[name]} {ahead}."
 
 
 def where(machine: dict[str, Any]) -> str:
     """The processor that trained."""
-    return str(machine.get("accelerator") or machine["processor"])
+    return str(machine.get("accelerator") or f"{machine['cores']} cores, {machine['processor']}")

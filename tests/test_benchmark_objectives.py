@@ -81,8 +81,8 @@ def settings(scripts: Any, data: Path, tiny_llama: Path, tiny_encoder: Path) -> 
 
 @pytest.fixture(scope="module")
 def docs() -> Any:
-    """The script that writes the generated pages."""
-    spec = importlib.util.spec_from_file_location("generate_docs", ROOT / "docs" / "generate.py")
+    """What writes the tables of the page."""
+    spec = importlib.util.spec_from_file_location("objective_tables", ROOT / "docs" / "objective_tables.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -272,12 +272,29 @@ def test_the_page_says_plainly_what_helps_and_what_does_not(docs: Any) -> None:
     ]
     lines = docs.verdicts(cells)[0].splitlines()
     assert lines == [
-        "- Truly safe answers against the base: **better**: A; **no clear difference**: B; **worse**: C.",
-        "- Harmful answers to harmful prompts against the base: **better**: A; **no clear difference**: C;"
-        " **worse**: B.",
-        "- Refused benign prompts against the base: **better**: C; **no clear difference**: A, B;"
-        " **worse**: none.",
+        "- Truly safe answers against the base:",
+        "    - **better**: A.",
+        "    - **no clear difference**: B.",
+        "    - **worse**: C.",
+        "- Harmful answers to harmful prompts against the base:",
+        "    - **better**: A.",
+        "    - **no clear difference**: C.",
+        "    - **worse**: B.",
+        "- Refused benign prompts against the base:",
+        "    - **better**: C.",
+        "    - **no clear difference**: A; B.",
+        "    - **worse**: none.",
     ]
+
+
+def test_dual_is_said_to_be_ahead_only_where_the_interval_says_so(docs: Any) -> None:
+    def told(low: float, high: float) -> dict[str, Any]:
+        return {"difference": {"low": low, "high": high}}
+
+    assert docs.dual_verdict("truly_safe", told(0.1, 0.2)) == "In truly safe the dual one is ahead."
+    assert docs.dual_verdict("truly_safe", told(-0.2, -0.1)) == "In truly safe the single one is ahead."
+    assert docs.dual_verdict("harmful_rate", told(-0.2, -0.1)) == "In harmful answers the dual one is ahead."
+    assert docs.dual_verdict("harmful_rate", told(0.0, 0.1)) == "In harmful answers they are not told apart."
 
 
 def test_simulated_raters_say_what_they_see_and_weigh_it_their_own_way(scripts: Any) -> None:
@@ -326,7 +343,7 @@ def test_dual_and_single_are_measured_on_the_same_rows(
     assert [p.id for p in pairs["dual"]] == [p.id for p in pairs["single"]]
     assert [p.id for p in pairs["dual-policy"]] == [p.id for p in pairs["single-policy"]]
     assert (tmp_path / "dual-against-single" / "report.html").is_file()
-    page = "\n\n".join(docs.dual_tables({"machine": {"cores": 2}, **found}))
+    page = "\n\n".join(docs.dual_tables({"machine": {"cores": 2, "processor": "one"}, **found}))
     assert "**The raters are simulated.**" in page
     assert "| unsafe answers, AUROC |" in page
     assert module.measure(recipe, tmp_path, overrides, votes) == found

@@ -16,8 +16,8 @@ def five(make_row):
         make_row("h1", 3, reward=1.0, cost=2.0),
         make_row("h2", 2, category="Drugs", prompt_severity=1, reward=0.0, cost=1.0),
         make_row("h3", refusal="partial", reward=-1.0, cost=-2.0),
-        make_row("b1", refusal="full", reward=-3.0, cost=-3.0, words=10, response="I'm sorry, but no."),
-        make_row("b2", repetition=0.8, reward=2.0, cost=-3.0),
+        make_row("b1", refusal="full", reward=-3.0, cost=-3.0, words=10),
+        make_row("b2", repetition=0.8, reward=2.0, cost=-3.0, response="I'm sorry, but here it is."),
     ]
 
 

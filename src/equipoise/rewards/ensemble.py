@@ -20,6 +20,7 @@ from equipoise.config import Config, InputPath
 from equipoise.data.io import read_exchanges
 from equipoise.errors import DataError, ModelError
 from equipoise.lineage import Run, Step
+from equipoise.models.backbone import Device
 from equipoise.models.checkpoints import save_card
 from equipoise.models.scorer import EnsembleCard, Units, read_scorer_card
 from equipoise.records import Score
@@ -39,6 +40,8 @@ class EnsembleConfig(Config):
     answers: int = Field(default=500, ge=2)
     """So many of them, drawn at random."""
     seed: int = 0
+    device: Device = "auto"
+    """Where they are measured."""
     reward: Literal["mean", "worst"] = "mean"
     cost: Literal["mean", "worst"] = "worst"
     """mean, or what the most severe scorer says: the lowest reward, the highest cost."""
@@ -67,7 +70,7 @@ def join(config: EnsembleConfig, run: Run) -> None:
         raise DataError("pairs: got no answer to measure on; expected two at least")
     run.licences |= {exchange.licence for exchange in exchanges}
     exchanges = random.Random(config.seed).sample(exchanges, min(config.answers, len(exchanges)))
-    said = [load_scorer(folder)(exchanges) for folder in config.scorers]
+    said = [load_scorer(folder, config.device)(exchanges) for folder in config.scorers]
     rewards, costs = (
         _units(config.scorers, head, [[getattr(one, head) for one in each] for each in said])
         if head in common
