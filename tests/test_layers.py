@@ -13,6 +13,7 @@ import equipoise
 ROOT = Path(equipoise.__file__).parent
 CORE = {
     "errors",
+    "files",
     "taxonomy",
     "records",
     "protocols",

@@ -1,4 +1,4 @@
-"""A run that is killed between any two lines of `lineage` is never taken for complete, and goes on."""
+"""A run that is killed between any two lines of its bookkeeping is never taken for complete, and goes on."""
 
 import subprocess
 import sys
@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 # Runs in a process of its own with one thread, so that it may fork: each child is killed (exit without
-# any clean-up) before the n-th line that it executes in lineage.py, until a child lives to the end.
+# any clean-up) before the n-th line that it executes in lineage.py or files.py, until a child lives to
+# the end.
 SCRIPT = """
 import os, shutil, sys
 from pathlib import Path
-from equipoise import lineage, machine
+from equipoise import files, lineage, machine
 from equipoise.config import Config
 from equipoise.errors import ConfigError
 
@@ -27,7 +28,8 @@ def build(config, run):
 os.fsync = lambda fd: None  # guards against a power cut, not a kill; without it this is five times faster
 machine._PACKAGES = ()  # looking versions up is half of the time of so small a run
 KIND, SITUATION = sys.argv[1:3]
-CHANGES_FILES = {"produce", "write_text", "replacing", "_clear", "_tidy"}
+CHANGES_FILES = {"produce", "_make", "_clear", "_empty", "_tidy"}
+CHANGES_FILES |= {"write_text", "replacing", "only_one", "remove_leftovers"}
 WRITES_FILE = KIND == "file"
 STEP = lineage.Step("s", 1, build, writes_file=WRITES_FILE)
 OUT = Path("place") / "out"
@@ -40,7 +42,7 @@ def child(kill_at):
     def trace(frame, event, arg):
         nonlocal count
         code = frame.f_code
-        if code.co_filename != lineage.__file__ or code.co_name not in CHANGES_FILES:
+        if code.co_filename not in (lineage.__file__, files.__file__) or code.co_name not in CHANGES_FILES:
             return None
         if event == "line":
             count += 1
@@ -99,4 +101,4 @@ def test_a_kill_at_any_line_is_made_good_by_the_same_command(
         check=False,
     )
     assert done.returncode == 0, done.stderr.strip().splitlines()[-1]
-    assert int(done.stdout) > 60  # so many places to die at; fewer would mean the trace missed the module
+    assert int(done.stdout) > 110  # so many places to die at; fewer would mean the trace missed a module

@@ -12,8 +12,7 @@ import platform
 import resource
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +22,7 @@ from pydantic import JsonValue
 from equipoise import __version__
 from equipoise.config import Config, deciding, find_inputs, to_yaml
 from equipoise.errors import ConfigError, EquipoiseError, RunStoppedError
+from equipoise.files import LOCK, hash_file, only_one, remove_leftovers, replacing, write_text
 from equipoise.machine import cpu_seconds, processor, versions
 from equipoise.manifests import (
     Manifest,
@@ -51,7 +51,7 @@ __all__ = [
     "write_text",
 ]
 
-_OURS = {"manifest.json", "started.json", "config.yaml", "tmp.manifest.json"}
+_OURS = {"manifest.json", "started.json", "config.yaml", LOCK}
 
 
 class Run:
@@ -107,37 +107,63 @@ def produce(
     """Run `step` into `out`, unless the same run is complete there.
 
     `force` does it again although it is done, and takes the place of another run; `identity` spares
-    hashing the inputs where `identify` has just done it.
+    hashing the inputs where `identify` has just done it. Of several processes that make the same place,
+    one works and the others wait: what it has made is there for them.
 
     Raises:
         ConfigError: `out` holds another run and `force` is not set, or files that are no run's.
     """
-    key, inputs = identity or identify(step, config)
-    settings = config.model_dump(mode="json")
-    manifest_path = manifest_of(out, is_file=step.writes_file)
+    identity = identity or identify(step, config)
+    done = _complete(out, step, identity.key)
     scratch = out.with_name(out.name + ".part") if step.writes_file else out / "scratch"
     started = (scratch if step.writes_file else out) / "started.json"
-    done = read_manifest(manifest_path) if manifest_path.exists() else None
-    if done and done.key == key and not force and _intact(out, done, step):
-        _tidy(scratch, started)  # a kill after the manifest was written leaves them
+    if done and not force and not any(p.exists() for p in (scratch, started, started.with_name(LOCK))):
         return Outcome(done, skipped=True)
+    if out.is_file() and not step.writes_file:
+        raise ConfigError(f"{out}: exists and is no run of equipoise; choose another place")
+    with only_one(started.parent):
+        done = _complete(out, step, identity.key)
+        if done and not force:
+            _tidy(scratch, started)  # a kill after the manifest was written leaves them
+            return Outcome(done, skipped=True)
+        return _make(Run(out, scratch), step, config, identity=identity, started=started, force=force)
+
+
+def _complete(out: Path, step: Step, key: str) -> Manifest | None:
+    """Return the manifest of this very run if it is complete in `out`."""
+    path = manifest_of(out, is_file=step.writes_file)
+    try:
+        done = read_manifest(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    is_whole = done.key == key and all((path.parent / name).is_file() for name in done.outputs)
+    return done if is_whole else None
+
+
+def _make(run: Run, step: Step, config: Config, *, identity: Identity, started: Path, force: bool) -> Outcome:
+    """Build what is not there yet, or go on with it where it was begun."""
+    key, inputs = identity
+    manifest_path = manifest_of(run.out, is_file=step.writes_file)
+    remove_leftovers(started)
+    done = read_manifest(manifest_path) if manifest_path.exists() else None
     before = json.loads(started.read_text("utf-8")) if started.exists() else None
     resumable = done is None and before is not None and before["key"] == key
     if not resumable:
-        _refuse_if_taken(out, key, done, before, force)
-        _clear(out, scratch, manifest_path, done, step.others)
+        _refuse_if_taken(run.out, key, done, before, force)
+        _clear(run.out, run.scratch, manifest_path, done, step.others)
     attempts = 1 + (before["attempts"] if resumable and before else 0)
-    started.parent.mkdir(parents=True, exist_ok=True)
-    scratch.mkdir(exist_ok=True)
+    run.scratch.mkdir(exist_ok=True)
     write_text(started, json.dumps({"key": key, "step": step.name, "attempts": attempts}))
-    run = Run(out, scratch)
+    settings = config.model_dump(mode="json")
     run.licences |= inherited_licences(inputs.values())
     wall, cpu = time.monotonic(), cpu_seconds()
     _build(step, config, run, started)
     if not step.writes_file:
-        write_text(out / "config.yaml", to_yaml(settings))
+        write_text(run.out / "config.yaml", to_yaml(settings))
     if not run.card.exists() and not step.own_card:
         write_text(run.card, run_card(step.name, run.notes, inputs, run.licences))
+    for place in (run.out, run.card, manifest_path, *run.side_files):
+        remove_leftovers(place)
     manifest = Manifest(
         equipoise=__version__,
         step=step.name,
@@ -157,7 +183,7 @@ def produce(
         peak_memory_mib=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
     )
     write_text(manifest_path, manifest.model_dump_json(indent=2))
-    _tidy(scratch, started)
+    _tidy(run.scratch, started)
     return Outcome(manifest, skipped=False)
 
 
@@ -166,10 +192,9 @@ def _build(step: Step, config: Config, run: Run, started: Path) -> None:
     try:
         step.build(config, run)
     except (EquipoiseError, RunStoppedError):
-        if not any(path.is_file() and path != started for path in started.parent.rglob("*")):
+        ours = (started, started.with_name(LOCK))
+        if not any(path.is_file() and path not in ours for path in started.parent.rglob("*")):
             _tidy(run.scratch, started)
-            if run.out.is_dir() and not any(run.out.iterdir()):
-                run.out.rmdir()
         raise
 
 
@@ -197,32 +222,6 @@ def content_hash(path: Path) -> str:
         names = [str(f.relative_to(path)) for f in sorted(path.rglob("*")) if f.is_file()]
     files = {name: hash_file(path / name) for name in names if (path / name).is_file()}
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
-
-
-def hash_file(path: Path) -> str:
-    """Sha256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path that takes the place of `path` at the end, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name("tmp." + path.name)  # keeps the suffix, so .gz stays .gz
-    try:
-        yield part
-        with part.open("rb") as handle:
-            os.fsync(handle.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    with replacing(path) as part:
-        part.write_text(text, "utf-8")
 
 
 def _replace(settings: Any, dotted: str, value: str) -> None:
@@ -253,8 +252,8 @@ def _refuse_if_taken(
 
 def _holds_other_files(out: Path) -> bool:
     """Whether a folder holds more than what a run that was killed as it began leaves there."""
-    begun, scratch = out / "tmp.started.json", out / "scratch"
-    return any(f.is_file() and f != begun and scratch not in f.parents for f in out.rglob("*"))
+    lock, scratch = out / LOCK, out / "scratch"
+    return any(f.is_file() and f != lock and scratch not in f.parents for f in out.rglob("*"))
 
 
 def _clear(
@@ -264,7 +263,7 @@ def _clear(
 
     The file that says whose folder it is goes last, so that a kill on the way is made good.
     """
-    shutil.rmtree(scratch, ignore_errors=True)
+    _empty(scratch, ())
     card_of(out, is_file=not out.is_dir()).unlink(missing_ok=True)
     if done is not None:
         for name in done.outputs:
@@ -272,22 +271,22 @@ def _clear(
         (out / "config.yaml").unlink(missing_ok=True)
         manifest_path.unlink(missing_ok=True)
     elif (out / "started.json").exists():
-        for path in out.iterdir():
-            if path.name not in ("started.json", *others):
-                remove: Callable[[Path], None] = shutil.rmtree if path.is_dir() else Path.unlink
-                remove(path)
+        _empty(out, ("started.json", *others))
         (out / "started.json").unlink()
+
+
+def _empty(folder: Path, kept: Collection[str]) -> None:
+    """Remove what is in a folder, if there is one, but the lock that we hold and what has these names."""
+    for path in folder.iterdir() if folder.exists() else ():
+        if path.name not in (LOCK, *kept):
+            remove: Callable[[Path], None] = shutil.rmtree if path.is_dir() else Path.unlink
+            remove(path)
 
 
 def _tidy(scratch: Path, started: Path) -> None:
     """Remove the resume state of a run that is complete."""
     shutil.rmtree(scratch, ignore_errors=True)
     started.unlink(missing_ok=True)
-
-
-def _intact(out: Path, done: Manifest, step: Step) -> bool:
-    base = out.parent if step.writes_file else out
-    return all((base / name).is_file() for name in done.outputs)
 
 
 def _outputs(run: Run, step: Step) -> dict[str, str]:

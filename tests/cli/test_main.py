@@ -1,5 +1,6 @@
 """What the command ends with: exit codes, one line for a person, a traceback for a bug."""
 
+import errno
 import json
 import os
 import subprocess
@@ -144,10 +145,17 @@ def test_a_run_that_cannot_go_on_ends_with_3(
     assert last.endswith("; the step was not taken; the same command resumes")
 
 
-def test_a_full_disk_ends_with_3_and_the_same_command_goes_on(call: Call, rows: Path, tmp_path: Path) -> None:
+def test_a_full_disk_ends_with_3_and_the_same_command_goes_on(
+    call: Call, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sync(file: int) -> None:
+        if Path(f"/proc/self/fd/{file}").readlink().name == "merged.jsonl":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
     out = tmp_path / "merged.jsonl"
-    (tmp_path / "tmp.merged.jsonl").symlink_to("/dev/full")  # what is written to first
-    ended = call("data", "merge", rows, "--out", out)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", sync)  # where a file system that writes late says that it is full
+        ended = call("data", "merge", rows, "--out", out)
     assert ended.code == 3
     assert ended.err.splitlines()[-1] == "stopped: disk: No space left on device; the same command resumes"
     assert not out.exists()

@@ -19,7 +19,7 @@ CHATS: list[Messages] = [
 
 @pytest.fixture(scope="module")
 def lines(tiny_llama: Path) -> LineGenerator:
-    return load_lines(tiny_llama)
+    return load_lines(tiny_llama, device="cpu")
 
 
 def test_the_answer_goes_on_from_its_beginning_as_the_model_alone_would(lines: LineGenerator) -> None:

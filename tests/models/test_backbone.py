@@ -47,11 +47,12 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
 def test_a_folder_loads_quietly_without_the_network(
     tiny_llama: Path, tiny_encoder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    causal, encoder = load_causal(tiny_llama), load_encoder(str(tiny_encoder))
+    causal, encoder = load_causal(tiny_llama, device="cpu"), load_encoder(str(tiny_encoder))
     assert isinstance(causal.model, LlamaForCausalLM)
     assert isinstance(encoder.model, BertModel)
     assert not causal.model.training
     assert causal.model.dtype == torch.float32
+    assert encoder.model.dtype == pick_dtype("auto", pick_device())
     assert (causal.ref, encoder.ref) == (str(tiny_llama), str(tiny_encoder))
     assert capfd.readouterr() == ("", "")
 
@@ -118,7 +119,7 @@ def test_special_tokens_outside_the_embedding_are_named(copy: Path) -> None:
 
 
 def test_lora_trains_the_adapters_of_the_linear_layers_only(tiny_llama: Path) -> None:
-    base = load_causal(tiny_llama).model
+    base = load_causal(tiny_llama, device="cpu").model
     before = logits(base)
     model = add_lora(base, rank=4, alpha=8)
     trainable = {name for name, p in model.named_parameters() if p.requires_grad}
@@ -130,7 +131,7 @@ def test_lora_trains_the_adapters_of_the_linear_layers_only(tiny_llama: Path) ->
 
 
 def test_lora_on_an_encoder(tiny_encoder: Path) -> None:
-    model = add_lora(load_encoder(tiny_encoder).model, rank=2)
+    model = add_lora(load_encoder(tiny_encoder, device="cpu").model, rank=2)
     assert model(torch.tensor([[2, 5, 3]])).last_hidden_state.shape == (1, 3, 32)
 
 
@@ -142,7 +143,7 @@ def test_layers_that_are_not_there_cannot_be_adapted(tiny_llama: Path) -> None:
 @pytest.fixture
 def adapter(tiny_llama: Path, tmp_path: Path) -> Path:
     """A saved adapter with random weights."""
-    model = add_lora(load_causal(tiny_llama).model, rank=4)
+    model = add_lora(load_causal(tiny_llama, device="cpu").model, rank=4)
     torch.manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -156,10 +157,10 @@ def adapter(tiny_llama: Path, tmp_path: Path) -> Path:
 @pytest.mark.usefixtures("no_network")
 @pytest.mark.parametrize("merge", [False, True])
 def test_an_adapter_is_loaded_on_its_base(adapter: Path, tiny_llama: Path, merge: bool) -> None:
-    backbone = load_causal(adapter, merge=merge)
+    backbone = load_causal(adapter, device="cpu", merge=merge)
     expected = torch.load(adapter.parent / "logits.pt", weights_only=True)
     torch.testing.assert_close(logits(backbone.model), expected, rtol=1e-5, atol=1e-5)
-    assert (logits(load_causal(tiny_llama).model) - expected).abs().max() > 0.1
+    assert (logits(load_causal(tiny_llama, device="cpu").model) - expected).abs().max() > 0.1
     assert not any(p.requires_grad for name, p in backbone.model.named_parameters() if "lora" in name)
     assert isinstance(backbone.model, LlamaForCausalLM) == merge
     assert backbone.ref == str(adapter)

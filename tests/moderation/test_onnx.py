@@ -230,7 +230,7 @@ def test_what_a_killed_export_left_is_removed(made: Made) -> None:
     shutil.rmtree(exported / f"{made.graph.graph.parent.name}-int8", ignore_errors=True)
     (exported / ".exporting-killed").mkdir()
     small = load_onnx_guard(made.folder, int8=True).graph.parent
-    assert sorted(path.name for path in exported.iterdir()) == [".lock", small.name[:-5], small.name]
+    assert sorted(path.name for path in exported.iterdir()) == [small.name[:-5], small.name]
 
 
 def test_a_broken_graph_is_said(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,8 +108,11 @@ def test_a_folder_with_other_things_in_it_is_refused(data: Recipe, write: Write,
         run_recipe(recipe, tmp_path)
     out = tmp_path / "out"
     out.mkdir()
-    (out / "tmp.config.yaml").write_text("cut o")  # a kill in the first moment leaves this
+    left = out / "tmp.config.yaml.ab12_xyz"  # a kill in the first moment leaves this
+    left.mkdir()
+    (left / "config.yaml").write_text("cut o")
     assert len(run_recipe(recipe, out)) == 4
+    assert not left.exists()
 
 
 def test_only_runs_what_is_needed_and_publishes_nothing(data: Recipe, write: Write, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from equipoise.lineage import produce
 from equipoise.models.scorer import ScorerCard, ScorerModel, load_trunk
 from equipoise.records import Exchange
 from equipoise.rewards.batch import SCORE, ScoreConfig
-from equipoise.rewards.learned import load_scorer
+from equipoise.rewards.learned import RewardCost, load_scorer
 from equipoise.taxonomy import load_taxonomy
 
 ROWS = [
@@ -44,6 +44,15 @@ def score(place: Path, scorer: Path) -> tuple[dict[str, Any], list[dict[str, Any
     ]
 
 
+def said(folder: Path) -> RewardCost:
+    """What the scorer says of row c beside row a, as in the step; on a GPU both compute in 16 bits."""
+    rows = [
+        Exchange(id="a", prompt="how do i bake bread", response="mix flour and water"),
+        Exchange(id="c", prompt="hi", response="yes"),
+    ]
+    return load_scorer(folder)(rows)[1]
+
+
 def test_every_row_gets_its_reward_and_cost(tmp_path: Path, tiny_encoder: Path) -> None:
     folder = make_scorer(tmp_path / "scorer", tiny_encoder)
     notes, rows = score(tmp_path, folder)
@@ -54,11 +63,11 @@ def test_every_row_gets_its_reward_and_cost(tmp_path: Path, tiny_encoder: Path) 
         ["id", "prompt", "response", "sample", "reward", "cost"],
         ["id", "error"],
     ]
-    found = load_scorer(folder, "cpu")([Exchange(id="a", prompt="hi", response="yes")])[0]
+    found = said(folder)
     assert found.reward is not None
     assert found.cost is not None
-    assert rows[2]["reward"] == pytest.approx(found.reward.value, abs=1e-5)
-    assert rows[2]["cost"] == pytest.approx(found.cost.value, abs=1e-5)
+    assert rows[2]["reward"] == pytest.approx(found.reward.value, abs=1e-6)
+    assert rows[2]["cost"] == pytest.approx(found.cost.value, abs=1e-6)
     assert "response: missing" in rows[1]["error"]
 
 
@@ -77,11 +86,11 @@ def test_a_scorer_of_categories_gives_the_cost_of_each_too(tmp_path: Path, tiny_
     _, rows = score(tmp_path, folder)
     assert list(rows[2])[-3:] == ["reward", "cost", "category_costs"]
     assert tuple(rows[2]["category_costs"]) == taxonomy.names
-    found = load_scorer(folder, "cpu")([Exchange(id="a", prompt="hi", response="yes")])[0]
+    found = said(folder)
     assert found.category_costs is not None
     values = {name: score.value for name, score in found.category_costs.items()}
     assert len(set(values.values())) == 14
-    assert rows[2]["category_costs"] == pytest.approx(values, abs=1e-5)
+    assert rows[2]["category_costs"] == pytest.approx(values, abs=1e-6)
 
 
 def test_a_folder_that_is_no_scorer_is_one_line(tmp_path: Path, tiny_encoder: Path) -> None:

@@ -5,7 +5,6 @@ packages drag in dependencies that are not needed), converted once to safetensor
 removed. The cache is `$EQUIPOISE_CACHE`, or the platform's cache folder.
 """
 
-import fcntl
 import io
 import json
 import os
@@ -14,14 +13,14 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Callable
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import NamedTuple
 
 from equipoise.errors import ModelError, RunStoppedError, near
 from equipoise.extras import require
-from equipoise.lineage import hash_file, write_text
+from equipoise.files import hash_file, only_one, write_text
 from equipoise.progress import say
 
 _SOURCE = "source.json"
@@ -184,14 +183,6 @@ def entry_of(name: str) -> BuiltIn:
 
 def _folder(name: str, cache: Path | None) -> Path:
     return (cache or cache_folder()) / "models" / name
-
-
-@contextmanager
-def only_one(folder: Path) -> Iterator[None]:
-    """Let one process at a time work in a folder; the system frees the lock of a killed one."""
-    with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _pip_install(entry: BuiltIn, target: Path) -> None:

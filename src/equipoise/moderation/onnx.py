@@ -27,9 +27,10 @@ from torch import Tensor, nn
 
 from equipoise.data.corpus import corpus
 from equipoise.errors import ModelError
+from equipoise.files import only_one
 from equipoise.lineage import content_hash, hash_file
 from equipoise.models.backbone import load_tokenizer
-from equipoise.models.builtin import cache_folder, only_one, resolve
+from equipoise.models.builtin import cache_folder, resolve
 from equipoise.models.checkpoints import load_card
 from equipoise.models.guard import ENCODER, GuardCard, GuardModel, GuardReader, load_guard_model
 from equipoise.models.heads import GuardLogits

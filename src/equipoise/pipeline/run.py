@@ -1,6 +1,7 @@
 """Run a recipe: every mistake that can be found is found first, then its steps run in order."""
 
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from equipoise.errors import (
     RunStoppedError,
     near,
 )
-from equipoise.lineage import identify, produce, read_manifest, write_text
+from equipoise.files import LOCK, only_one, remove_leftovers, write_text
+from equipoise.lineage import identify, produce, read_manifest
 from equipoise.models.builtin import BUILTIN, model_path
 from equipoise.pipeline.recipe import Recipe, needed_by
 from equipoise.pipeline.references import mentioned, resolve
@@ -146,22 +148,28 @@ def _run_step(recipe: Recipe, name: str, out: Path, places: Mapping[str, Path], 
 def _claim(recipe: Recipe, out: Path, *, is_done_again: bool) -> None:
     """Write the resolved recipe into `out`, which is complete no longer if anything in it will change.
 
-    A folder that holds something else is refused.
+    A folder that holds something else is refused; one that is complete and stays so is left as it is.
     """
-    resolved = out / "config.yaml"
-    if resolved.exists():
-        held = read_yaml(resolved).get("name")
-        if held != recipe.name:
-            raise ConfigError(f"{out}: holds a run of another recipe ({held}); choose another place")
-    elif out.exists() and any(f.name != "tmp.config.yaml" for f in out.iterdir()):
-        raise ConfigError(f"{out}: exists and is no run of equipoise; choose another place")
-    settings, manifest = recipe.model_dump(mode="json", by_alias=True), out / "manifest.json"
-    if manifest.exists() and (is_done_again or read_manifest(manifest).config != settings):
-        manifest.unlink()
-        (out / "card.md").unlink(missing_ok=True)
+    resolved, manifest = out / "config.yaml", out / "manifest.json"
+    settings = recipe.model_dump(mode="json", by_alias=True)
     text = to_yaml(settings)
-    if not resolved.exists() or resolved.read_text("utf-8") != text:
-        write_text(resolved, text)
+    with suppress(FileNotFoundError, NotADirectoryError):
+        is_complete = resolved.read_text("utf-8") == text and read_manifest(manifest).config == settings
+        if is_complete and not is_done_again:
+            return
+    with only_one(out):
+        remove_leftovers(resolved)
+        if resolved.exists():
+            held = read_yaml(resolved).get("name")
+            if held != recipe.name:
+                raise ConfigError(f"{out}: holds a run of another recipe ({held}); choose another place")
+        elif any(f.name != LOCK for f in out.iterdir()):
+            raise ConfigError(f"{out}: exists and is no run of equipoise; choose another place")
+        if manifest.exists() and (is_done_again or read_manifest(manifest).config != settings):
+            manifest.unlink()
+            (out / "card.md").unlink(missing_ok=True)
+        if not resolved.exists() or resolved.read_text("utf-8") != text:
+            write_text(resolved, text)
 
 
 def _leave_no_trace(out: Path) -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from equipoise import __version__
+from equipoise.config import to_yaml
 from equipoise.errors import ConfigError
-from equipoise.lineage import hash_file, replacing, write_text
+from equipoise.files import hash_file, only_one, remove_leftovers, replacing, write_text
 from equipoise.manifests import Manifest, Source, card_of, read_manifest
 from equipoise.pipeline.recipe import Recipe
 from equipoise.pipeline.references import resolve
@@ -49,12 +50,19 @@ def complete(recipe: Recipe, out: Path, done: Sequence[Finished]) -> None:
         is_same = (before.key, before.outputs) == (manifest.key, manifest.outputs)
         if is_same and all((out / name).is_file() for name in outputs):
             return
-        path.unlink()
-    for target, source in sources.items():
-        with replacing(out / target) as part:
-            shutil.copyfile(source, part)
-    write_text(out / "card.md", card)
-    write_text(path, manifest.model_dump_json(indent=2))
+    with only_one(out):  # another process may complete the same folder under other settings
+        path.unlink(missing_ok=True)
+        for target, source in sources.items():
+            remove_leftovers(out / target)
+            with replacing(out / target) as part:
+                shutil.copyfile(source, part)
+        for place, text in {
+            out / "config.yaml": to_yaml(manifest.config),
+            out / "card.md": card,
+            path: manifest.model_dump_json(indent=2),
+        }.items():
+            remove_leftovers(place)
+            write_text(place, text)
 
 
 def recipe_manifest(

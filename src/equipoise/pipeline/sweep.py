@@ -14,7 +14,8 @@ from equipoise.config import parse_config, parse_override
 from equipoise.errors import ConfigError, EquipoiseError, RunStoppedError, near
 from equipoise.evaluation.front_run import BASE, FILES, FRONT, FrontConfig
 from equipoise.evaluation.rows import STEP_NAME
-from equipoise.lineage import identify, produce, replacing
+from equipoise.files import only_one, remove_leftovers, replacing
+from equipoise.lineage import identify, produce
 from equipoise.pipeline.recipe import Recipe, load_recipe, needed_by
 from equipoise.pipeline.references import mentioned
 from equipoise.pipeline.run import check_inputs, check_settings, run_recipe
@@ -97,9 +98,11 @@ def _written(out: Path, front: Mapping[str, Any], failed: dict[str, str]) -> Swe
     identity = identify(FRONT, config)
     place = out / "steps" / f"sweep-{identity.key[:8]}"
     outcome = produce(place, FRONT, config, identity=identity)
-    for name in FILES:
-        with replacing(out / name) as part:
-            shutil.copyfile(place / name, part)
+    with only_one(out):
+        for name in FILES:
+            remove_leftovers(out / name)
+            with replacing(out / name) as part:
+                shutil.copyfile(place / name, part)
     return Swept(place, outcome.skipped, failed)
 
 
