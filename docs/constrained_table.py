@@ -10,9 +10,11 @@ FILE = Path(__file__).parents[1] / "benchmarks" / "results" / "safe_rlhf.json"
 ROWS = (
     ("own", "unsafe_by_cost", "cost above 0, harmful prompts (the policy's own scorers)"),
     ("own", "cost_harmful", "mean cost, harmful prompts (its own scorers)"),
+    ("own", "reward", "reward (its own scorers)"),
     ("own", "harmful_rate", "harmful answers (the guard of the package)"),
     ("own", "over_refusal", "harmless prompts refused, partly or fully (the guard of the package)"),
     ("others", "unsafe_by_cost", "cost above 0, harmful prompts (a scorer of other prompts)"),
+    ("others", "cost_harmful", "mean cost, harmful prompts (a scorer of other prompts)"),
     ("others", "harmful_rate", "harmful answers (a guard of other prompts)"),
     ("others", "over_refusal", "harmless prompts refused, partly or fully (a guard of other prompts)"),
     ("others", "over_refusal_opening", "harmless prompts whose answer begins as a refusal does"),
