@@ -21,7 +21,7 @@ def test_what_is_saved_says_machine_threads_commit_and_versions(tmp_path: Path) 
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, env=environment)
     found = json.loads((tmp_path / "bread.json").read_text("utf-8"))
     assert found["seconds"] == 1.5
-    assert found["machine"].keys() == {"processor", "cores", "threads", "commit", "versions"}
+    assert found["machine"].keys() == {"processor", "accelerator", "cores", "threads", "commit", "versions"}
     assert found["machine"]["threads"] == 3
     assert found["machine"]["versions"]["python"]
 
