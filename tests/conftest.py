@@ -4,8 +4,9 @@ import importlib
 import re
 import signal
 import string
+import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -29,6 +30,40 @@ CHATML = (
     " + '<|im_end|>' + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+
+
+@pytest.fixture
+def at_once(tmp_path: Path) -> Callable[[str, Sequence[str]], list[str]]:
+    """Run a script in several processes, one for each argument, which all begin at the same moment.
+
+    The script says `ready` and waits for a line. What they wrote to stderr is returned; each must end well.
+    """
+
+    def run(script: str, arguments: Sequence[str]) -> list[str]:
+        pipe = subprocess.PIPE
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-c", script, each],
+                cwd=tmp_path,
+                stdin=pipe,
+                stdout=pipe,
+                stderr=pipe,
+                text=True,
+            )
+            for each in arguments
+        ]
+        for process in processes:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        said = [process.communicate(timeout=120)[1] for process in processes]
+        assert [process.returncode for process in processes] == [0] * len(processes), said
+        return said
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -74,28 +75,10 @@ for _ in range(200):
 """
 
 
-def test_processes_that_write_one_path_do_not_take_each_others_file(tmp_path: Path) -> None:
-    writers = [
-        subprocess.Popen(
-            [sys.executable, "-c", WRITER, letter],
-            cwd=tmp_path,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for letter in "ab"
-    ]
-    for writer in writers:
-        assert writer.stdout is not None
-        assert writer.stdout.readline() == "ready\n"
-    for writer in writers:
-        assert writer.stdin is not None
-        writer.stdin.write("go\n")
-        writer.stdin.flush()
-    for writer in writers:
-        _, err = writer.communicate(timeout=60)
-        assert writer.returncode == 0, err
+def test_processes_that_write_one_path_do_not_take_each_others_file(
+    tmp_path: Path, at_once: Callable[[str, Sequence[str]], list[str]]
+) -> None:
+    at_once(WRITER, ["a", "b"])
     assert (tmp_path / "file.txt").read_text("utf-8") in {"a" * 50_000, "b" * 50_000}
     assert [p.name for p in tmp_path.iterdir()] == ["file.txt"]
 

@@ -1,9 +1,7 @@
 """Several processes that run one recipe into one folder at the same time."""
 
 import fcntl
-import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from equipoise.pipeline.run import run_recipe
 
 Recipe = dict[str, Any]
 Write = Callable[[Recipe], Path]
+AtOnce = Callable[[str, Sequence[str]], list[str]]
 
 SCRIPT = """
 import sys
@@ -31,29 +30,10 @@ run_recipe(recipe, Path("out"))
 
 
 def test_the_steps_are_made_once_and_the_folder_is_that_of_one_of_them(
-    data: Recipe, write: Write, tmp_path: Path
+    data: Recipe, write: Write, tmp_path: Path, at_once: AtOnce
 ) -> None:
     write(data)
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, f"seed={seed}"],
-            cwd=tmp_path,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for seed in (3, 3, 4)
-    ]
-    for process in processes:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    said = [process.communicate(timeout=120)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0, 0], said
+    said = at_once(SCRIPT, ["seed=3", "seed=3", "seed=4"])
     out = tmp_path / "out"
     made = {path: read_manifest(path) for path in (out / "steps").glob("*/*manifest.json")}
     assert len(made) == 5  # the split twice, the others once
