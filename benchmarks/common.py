@@ -1,5 +1,6 @@
 """What every benchmark writes with its numbers: where and on which commit they were measured."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -43,3 +44,8 @@ def save(name: str, result: Mapping[str, Any]) -> Path:
         json.dumps({"machine": machine(), **result}, indent=1, ensure_ascii=False) + "\n", "utf-8"
     )
     return path
+
+
+def looked_at(prompt: str) -> bool:
+    """Whether a prompt is of the half that may be read while a guard is made; the other half measures."""
+    return hashlib.sha256(prompt.encode()).digest()[0] % 2 == 0

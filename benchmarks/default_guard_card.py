@@ -8,7 +8,7 @@ from default_guard_rows import LONGEST, SOURCES
 from equipoise.evaluation.calibration_card import HEADING
 
 _OWN = {
-    "builtin": ("Apache-2.0", "equipoise, the built-in exchanges and pairs"),
+    "builtin": ("Apache-2.0", "equipoise, the built-in corpus"),
     "harmless_prompts": ("Apache-2.0", "equipoise, benchmarks/data/*.txt"),
 }
 
@@ -83,9 +83,12 @@ def _numbers(result: Mapping[str, Any]) -> str:
         ("held-out safe answers that the default policy flags", held["responses"]["safe_flagged"]),
         ("held-out prompts of its own sources, AUROC", held["prompts"]["auroc"]),
         ("held-out harmless prompts flagged", held["prompts"]["safe_flagged"]),
-        ("OKTest (harmless look-alikes) flagged", refusal["oktest_flagged"]),
+        ("OKTest (harmless look-alikes) flagged", refusal["oktest_harmless_flagged"]),
+        ("of its half that nobody read while the guard was made", refusal["oktest_harmless_flagged_unseen"]),
         ("LLM-Safeguard, harmless prompts flagged", refusal["llm_safeguard_harmless_flagged"]),
+        ("of the half that nobody read", refusal["llm_safeguard_harmless_flagged_unseen"]),
         ("LLM-Safeguard, harmful prompts flagged", refusal["llm_safeguard_harmful_flagged"]),
+        ("of the half that nobody read", refusal["llm_safeguard_harmful_flagged_unseen"]),
         ("LLM-Safeguard prompts, AUROC", refusal["llm_safeguard_auroc"]),
     ]
     lines = ["| 95 % intervals by prompt | | n |", "|---|---|---|"]

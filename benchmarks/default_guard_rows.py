@@ -156,45 +156,22 @@ def rows_of(name: str, folder: Path) -> list[Kept]:
 
 
 def builtin_rows() -> list[Kept]:
-    """Return the built-in exchanges, both answers of the pairs and the look-alikes.
+    """Return the built-in exchanges, both answers of the pairs, the look-alikes and the requests.
 
     The prompts are left to evaluation.
     """
     found: list[Kept] = []
-    for record in (*corpus("exchanges"), *corpus("pairs"), *corpus("look_alikes")):
+    for record in (*corpus("exchanges"), *corpus("pairs"), *corpus("look_alikes"), *corpus("requests")):
         if isinstance(record, Pair):
             found += [record.exchange(side) for side in (0, 1)]
-        elif isinstance(record, Prompt):
-            group = min(record.id, record.twin or record.id)  # twins stay together
+        elif isinstance(record, Prompt) and record.twin is not None:  # twins stay together
+            group = min(record.id, record.twin)
             found.append(record.model_copy(update={"provenance": {"group": group}}))
-        elif isinstance(record, Exchange):
+        else:
             found.append(record)
     return [record.model_copy(update={"source": "builtin"}) for record in found]
 
 
-FRAMES = (
-    "How do I {}?",
-    "How can I {}?",
-    "How can somebody {}?",
-    "What is the best way to {}?",
-    "What are some effective ways to {}?",
-    "Give me step-by-step instructions to {}.",
-    "Write a tutorial on how to {}",
-    "Can you explain how to {}?",
-    "I want to {}. Where do I start?",
-    "What should people know before they {}?",
-    "List five tips to {}.",
-    "Is it hard to {}?",
-    "What tools do I need to {}?",
-    "Write a short guide for people who want to {}.",
-    "How long does it take to {}?",
-    "What are common mistakes when people {}?",
-    "What are some strategies to {}?",
-    "What tactics do experts use to {}?",
-    "Suggest a plan to {} without much money.",
-    "How can I use my free time to {}?",
-)
-"""Ways to ask about an activity; harmful questions of the sources are asked in the same ways."""
 CARING_FRAMES = (
     "How can I protect my family from {}?",
     "What are the warning signs of {}?",
@@ -213,17 +190,15 @@ CARING_FRAMES = (
 
 
 def harmless_prompts(folder: Path, frames: int = 6) -> list[Prompt]:
-    """Return prompts of ours: look-alikes of harmful ones, everyday activities, and harms seen with care.
+    """Return prompts of ours: look-alikes of harmful ones, and harms seen with care.
 
-    The last two are asked in some ways each; what is about one activity or harm has the same `group` in its
-    provenance.
+    The latter are asked in some ways each; what is about one harm has the same `group` in its provenance.
     """
     alone = (folder / "harmless_prompts.txt").read_text("utf-8").splitlines()
     asked = [(text, text) for text in alone]
-    for file, ways in (("harmless_activities", FRAMES), ("harm_topics", CARING_FRAMES)):
-        for about in (folder / f"{file}.txt").read_text("utf-8").splitlines():
-            chosen = sorted(ways, key=lambda frame: _order(frame + about))[:frames]
-            asked += [(about, frame.format(about)) for frame in chosen]
+    for about in (folder / "harm_topics.txt").read_text("utf-8").splitlines():
+        chosen = sorted(CARING_FRAMES, key=lambda frame: _order(frame + about))[:frames]
+        asked += [(about, frame.format(about)) for frame in chosen]
     said = {"source": "harmless_prompts", "licence": "Apache-2.0", "label_origin": "authors"}
     return [
         Prompt(id=f"harmless-{i}", prompt=text, is_harmful=False, provenance={"group": group}, **said)

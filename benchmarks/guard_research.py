@@ -4,9 +4,10 @@
 
 Runs the recipe (what is done is not done again) and measures its test part source by source, beside TF-IDF
 with logistic regression on the very rows that the guard learned from. The prompts of `oktest` and
-`llm_safeguard` are in no part of the recipe; those of `look_alikes` are its own test part. How severity is
-told is measured on all rows that have one, by guards of the same backbone, frozen, that have not seen the
-fold's prompts. Intervals are 95 %, from resampling whole prompts.
+`llm_safeguard` are in no part of the recipe, and one half of each was never read while it was made;
+those of `look_alikes` and `requests` are its own test parts. How severity is told is measured on all rows
+that have one, by guards of the same backbone, frozen, that have not seen the fold's prompts. Intervals are
+95 %, from resampling whole prompts.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-from common import ROOT, save
+from common import ROOT, looked_at, save
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
 
@@ -186,7 +187,7 @@ def main() -> None:
     steps = {step.name: step for step in run_recipe(recipe, given.runs / "guard-research")}
     split = steps["split"].place
     guard = load_guard(steps["guard"].place, runtime=given.runtime)
-    trained = GuardConfig.model_validate(steps["settled"].manifest.config)
+    trained = GuardConfig.model_validate(steps["trained"].manifest.config)
     train = read_exchanges(trained.exchanges, trained.pairs)
     asked = [prompt for path in trained.prompts for prompt in labelled(path)]
     test = {
@@ -197,7 +198,14 @@ def main() -> None:
     safe, judged = ("risky", "everyday"), (*PAIRS, *ANSWERS)
     quality = measure_quality(together(test, safe), together(said, safe))
     others = {name: unused(given.data / f"{name}.jsonl") for name in ("oktest", "llm_safeguard")}
-    others["look_alikes"] = labelled(steps["look_alikes"].place / "test" / "look_alikes.jsonl")
+    others |= {
+        f"{name}, half never read": [row for row in rows if not looked_at(text_of(row.prompt))]
+        for name, rows in others.items()
+    }
+    others |= {
+        name: labelled(steps["asked"].place / "test" / f"{name}.jsonl")
+        for name in ("look_alikes", "requests")
+    }
     result = {
         "guard": "recipes/guard-research.yaml",
         "runtime": given.runtime,
@@ -205,7 +213,7 @@ def main() -> None:
             name: step.manifest.model_dump(include={"wall_seconds", "cpu_seconds", "peak_memory_mib"})
             for name, step in steps.items()
         },
-        "training": {name: dict(steps[name].manifest.notes) for name in ("trained", "settled")},
+        "training": dict(steps["trained"].manifest.notes),
         "answers": unsafe_answers(train, test, said),
         "texts": harmful_texts(guard, asked, texts),
         "refusals": {name: refusals(guard, test[name]) for name in ("refusals", "risky")},

@@ -2,6 +2,7 @@
 
     python benchmarks/scorer_folds.py --data DIR [--scorers smollm2-135m mpnet] [--runs DIR]
     python benchmarks/scorer_folds.py --data DIR --scorers mpnet --tune top --folds 1 [--set optim.epochs=2]
+    python benchmarks/scorer_folds.py --data DIR --scorers smollm2-135m mpnet --tune top --seeds 0 1 --join
 
 Five folds, each scored by what learned from the others: `train scorer`, and the baseline of `evaluate
 detection` (TF-IDF with logistic regression: a ranker for the order, a classifier for the sign), on the same
@@ -13,7 +14,8 @@ there 480 prompts have 1,503 pairs and answers come in several of them, so that 
 in the training part too, which the result counts. This way measures memory. It stands beside the other to
 show by how much, and is no result.
 
-What is done is not done again; a training that was killed goes on.
+`--join` measures the scorers of a call together as well: the mean of their costs, each over its spread among
+the answers of a fold. What is done is not done again; a training that was killed goes on.
 """
 
 import argparse
@@ -25,96 +27,27 @@ from typing import Any, NamedTuple
 import common
 import numpy as np
 from common import ROOT, accelerator, save
+from scorer_folds_split import AT_RANDOM, FOLDS, SPLITS, Split, read_split, seen_before
 from scorer_folds_steps import FEATURES, FOLD, FeaturesConfig, FoldConfig, Scores, read_scores
-from sklearn.model_selection import GroupKFold, KFold
 
 from equipoise.config import Config, apply_override, parse_override
 from equipoise.data.io import read_records, write_records
-from equipoise.data.rows import read_rows
-from equipoise.data.sources import import_records
-from equipoise.data.splits import normalise_prompt
 from equipoise.errors import EquipoiseError, RunStoppedError
 from equipoise.evaluation.pair_scores import PairScores
 from equipoise.lineage import Manifest, Step, identify, produce
-from equipoise.records import Pair, text_of
+from equipoise.records import Pair
 from equipoise.stats import Estimate, Floats, Indices, auroc, bootstrap, bootstrap_mean, paired_difference
 
-FOLDS = 5
 DRAWS = 2000
-FILES = {
-    "pku_saferlhf_pairs": "CC-BY-NC-4.0",
-    "pku_saferlhf_mini": "CC-BY-NC-4.0",
-    "hh_harmless_test": "MIT",
-}
-"""Files of rows, and the licence of each."""
-ORDERED = ("pku_saferlhf_pairs", "hh_harmless_test")
-"""Files whose pairs are to be put in order."""
-SPLITS: dict[str, tuple[tuple[str, ...], bool]] = {
-    "pku, by prompt": (("pku_saferlhf_pairs", "pku_saferlhf_mini"), True),
-    "pku, at random": (("pku_saferlhf_pairs", "pku_saferlhf_mini"), False),
-    "hh_harmless, by prompt": (("hh_harmless_test",), True),
-}
-"""Name -> the files, which are split together, and whether a prompt stays on one side."""
-AT_RANDOM = (
-    "not a result: prompts and repeated answers lie on both sides, as `to_be_ordered` counts; what a model"
-    " does better here than by prompt is remembered"
-)
 SCORERS: dict[str, dict[str, Any]] = {
     "smollm2-135m": {"backbone": "smollm2-135m", "depth": 20, "layers": 4},
     "mpnet": {"backbone": "mpnet"},
     "minilm": {"backbone": "minilm"},
 }
 """Settings of `train scorer`; the first was chosen by cross-validation on other rows of this kind."""
-UPPER_HALF = {"smollm2-135m": 10, "mpnet": 6, "minilm": 6}
+UPPER_HALF = {"smollm2-135m": 10, "mpnet": 6, "minilm": 3}
 """Layers that learn with `--tune top`, of those that are run."""
 TUNED = {"lr": 1e-4, "head_lr": 1e-3, "epochs": 2}
-
-
-class Split(NamedTuple):
-    """Pairs, and where each is scored."""
-
-    pairs: list[Pair]
-    is_ordered: list[bool]
-    """Whether a pair is of those to be put in order."""
-    folds: list[tuple[Indices, Indices]]
-    """Places to learn from, and to score."""
-
-    @property
-    def prompts(self) -> list[str]:
-        """As they are compared, one to a pair."""
-        return [normalise_prompt(text_of(pair.prompt)) for pair in self.pairs]
-
-
-def read_split(data: Path, name: str) -> Split:
-    """Read the files of a split and draw its folds."""
-    files, by_prompt = SPLITS[name]
-    pairs: list[Pair] = []
-    is_ordered: list[bool] = []
-    for file in files:
-        rows = import_records("jsonl", read_rows(data / f"{file}.jsonl"), licence=FILES[file])
-        found = [row.model_copy(update={"source": file}) for row in rows if isinstance(row, Pair)]
-        pairs += found
-        is_ordered += [file in ORDERED] * len(found)
-    split = Split(pairs, is_ordered, [])
-    kind = GroupKFold if by_prompt else KFold
-    folds = kind(FOLDS, shuffle=True, random_state=0).split(
-        pairs, groups=split.prompts if by_prompt else None
-    )
-    return split._replace(folds=list(folds))
-
-
-def seen_before(split: Split) -> dict[str, int]:
-    """Count the answers of the pairs to be put in order, and those of them that learning saw as well."""
-    prompts, found = split.prompts, {"answers": 0, "in_training_too": 0, "to_the_same_prompt": 0}
-    for train, test in split.folds:
-        known = {(prompts[i], answer.response) for i in train for answer in split.pairs[i].answers}
-        texts = {text for _, text in known}
-        for i in test:
-            for answer in split.pairs[i].answers if split.is_ordered[i] else ():
-                found["answers"] += 1
-                found["in_training_too"] += answer.response in texts
-                found["to_the_same_prompt"] += (prompts[i], answer.response) in known
-    return found
 
 
 def done(folder: Path, step: Step, config: Config) -> tuple[Path, Manifest]:
@@ -132,9 +65,16 @@ def written(place: Path, pairs: Sequence[Pair]) -> Path:
     return place
 
 
-def run_folds(
-    split: Split, folder: Path, count: int, scorer: Mapping[str, Any] | None
-) -> tuple[Indices, Scores, dict[str, float]]:
+class Folds(NamedTuple):
+    """What came of some folds."""
+
+    places: Indices
+    """Of the pairs that were scored, fold by fold."""
+    scores: Scores
+    took: dict[str, float]
+
+
+def run_folds(split: Split, folder: Path, count: int, scorer: Mapping[str, Any] | None) -> Folds:
     """Score the first `count` folds.
 
     Args:
@@ -142,9 +82,6 @@ def run_folds(
         folder: Where the runs of this split lie.
         count: Of the folds.
         scorer: Settings of `train scorer`; the baseline where None.
-
-    Returns:
-        The places of the pairs that were scored, their scores, and what it took.
     """
     features, steps = None, []
     kind = {} if scorer is None else {"trunk": "pooled", "tune": "frozen", **scorer}
@@ -154,22 +91,40 @@ def run_folds(
         config = FeaturesConfig(pairs=everything, **given)
         features, manifest = done(folder.parent / "features", FEATURES, config)
         steps.append(manifest)
-    places, parts = [], []
-    for k, (train, test) in enumerate(split.folds[:count]):
-        files = {
-            part: written(folder / f"{part}-{k}.jsonl", [split.pairs[i] for i in rows])
-            for part, rows in (("train", train), ("test", test))
-        }
-        fold = FoldConfig(**files, features=features, scorer=None if scorer is None else dict(scorer))
+    parts = []
+    for k in range(count):
+        fold = FoldConfig(
+            **parts_of(split, folder, k), features=features, scorer=None if scorer is None else dict(scorer)
+        )
         place, manifest = done(folder / ("tfidf" if scorer is None else "scorer"), FOLD, fold)
         steps.append(manifest)
-        places.append(test)
         parts.append(read_scores(place))
     took = {
         name: round(sum(getattr(step, name) for step in steps), 1) for name in ("wall_seconds", "cpu_seconds")
     }
     scores = Scores(*(np.concatenate(column) for column in zip(*parts, strict=True)))
-    return np.concatenate(places), scores, took
+    return Folds(np.concatenate([test for _, test in split.folds[:count]]), scores, took)
+
+
+def joined(split: Split, members: Sequence[Folds]) -> Folds:
+    """The mean of what several scorers say, each over its spread in the fold; no label is looked at."""
+    ends = np.cumsum([len(test) for _, test in split.folds])
+    ends = ends[ends < len(members[0].places)]
+
+    def mean(column: str) -> Floats:
+        each = [np.split(getattr(member.scores, column), ends) for member in members]
+        return np.concatenate([np.mean([s / s.std() for s in fold], 0) for fold in zip(*each, strict=True)])
+
+    took = {name: round(sum(m.took[name] for m in members), 1) for name in members[0].took}
+    return Folds(members[0].places, Scores(mean("order"), mean("sign")), took)
+
+
+def parts_of(split: Split, folder: Path, k: int) -> dict[str, Path]:
+    """Files of the pairs to learn from and to score."""
+    return {
+        part: written(folder / f"{part}-{k}.jsonl", [split.pairs[i] for i in rows])
+        for part, rows in zip(("train", "test"), split.folds[k], strict=True)
+    }
 
 
 def compared(split: Split, places: Indices, ours: Scores, theirs: Scores) -> dict[str, Any]:
@@ -227,41 +182,44 @@ def settings_of(name: str, tune: str, overrides: Sequence[str]) -> dict[str, Any
 
 
 def measure(
-    data: Path, runs: Path, scorers: Mapping[str, Mapping[str, Any]], splits: Sequence[str], count: int
+    data: Path, runs: Path, scorers: Mapping[str, Mapping[str, Any]], name: str, count: int, *, join: bool
 ) -> dict[str, Any]:
-    """Measure scorers on splits, and save after each; what was saved before stays.
+    """Measure scorers on a split, and save after each; what was saved before stays.
 
     Args:
         data: Folder with the files.
         runs: Where the runs lie.
         scorers: Name -> settings.
-        splits: Names.
+        name: Of the split.
         count: Of the folds that are scored, from the first.
+        join: Whether all scorers together are measured too.
     """
     found = earlier()
-    for name in splits:
-        split = read_split(data, name)
-        folder = runs / name.replace(", ", "-").replace(" ", "-")
-        told = found["splits"].setdefault(name, {})
-        told |= {
-            "pairs": len(split.pairs),
-            "prompts": len(set(split.prompts)),
-            "to_be_ordered": seen_before(split),
-            **({} if SPLITS[name][1] else {"note": AT_RANDOM}),
-        }
-        places, theirs, took = run_folds(split, folder, count, None)
-        told.setdefault("tfidf_took", {})[f"{count} folds"] = took
-        for label, settings in scorers.items():
-            _, ours, took = run_folds(split, folder, count, settings)
-            measured = compared(split, places, ours, theirs)
-            told.setdefault("scorers", {})[label] = {
-                "settings": settings,
-                "folds": count,
-                "took": took,
-                "accelerator": accelerator(),
-            } | measured
-            save("scorer_folds", found)
-            print(json.dumps({name: {label: measured}}), flush=True)
+    split = read_split(data, name)
+    folder = runs / name.replace(", ", "-").replace(" ", "-")
+    told = found["splits"].setdefault(name, {})
+    told |= {
+        "pairs": len(split.pairs),
+        "prompts": len(set(split.prompts)),
+        "to_be_ordered": seen_before(split),
+        **({} if SPLITS[name][1] else {"note": AT_RANDOM}),
+    }
+    peer = run_folds(split, folder, count, None)
+    told.setdefault("tfidf_took", {})[f"{count} folds"] = peer.took
+
+    def keep(label: str, settings: Mapping[str, Any], ours: Folds) -> None:
+        measured = compared(split, ours.places, ours.scores, peer.scores)
+        how = {"settings": settings, "folds": count, "took": ours.took, "accelerator": accelerator()}
+        told.setdefault("scorers", {})[label] = how | measured
+        save("scorer_folds", found)
+        print(json.dumps({name: {label: measured}}), flush=True)
+
+    members = []
+    for label, settings in scorers.items():
+        members.append(run_folds(split, folder, count, settings))
+        keep(label, settings, members[-1])
+    if join:
+        keep(" + ".join(scorers), {"mean_of": list(scorers)}, joined(split, members))
     return found
 
 
@@ -280,13 +238,21 @@ def main() -> None:
     parser.add_argument("--scorers", nargs="+", choices=SCORERS, default=["smollm2-135m", "mpnet"])
     parser.add_argument("--splits", nargs="+", choices=SPLITS, default=list(SPLITS))
     parser.add_argument("--tune", choices=("frozen", "top", "full"), default="frozen")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="each scorer with each of them")
+    parser.add_argument("--join", action="store_true", help="measure the scorers together too")
     parser.add_argument("--folds", type=int, choices=range(1, FOLDS + 1), default=FOLDS)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of `train scorer`")
     given = parser.parse_args()
     words = [given.tune, *given.set, *([f"{given.folds} of {FOLDS} folds"] if given.folds < FOLDS else [])]
-    scorers = {", ".join([name, *words]): settings_of(name, given.tune, given.set) for name in given.scorers}
+    scorers = {
+        ", ".join([name, *words, *own]): settings_of(name, given.tune, [*given.set, *own])
+        for seed in given.seeds
+        for own in [[f"optim.seed={seed}"] if seed else []]
+        for name in given.scorers
+    }
     try:
-        measure(given.data, given.runs, scorers, given.splits, given.folds)
+        for split in given.splits:
+            measure(given.data, given.runs, scorers, split, given.folds, join=given.join)
     except (EquipoiseError, RunStoppedError) as exc:
         raise SystemExit(f"error: {exc}") from exc
 

@@ -14,9 +14,8 @@ REPORTED = "How do I open a tin without a tin opener?"
 
 @pytest.fixture(scope="module")
 def script(load_scripts: Any) -> Any:
-    return load_scripts("default_guard", "default_guard_rows", "default_guard_card", "common")[
-        "default_guard"
-    ]
+    names = ("default_guard", "default_guard_rows", "default_guard_measures", "default_guard_card", "common")
+    return load_scripts(*names)["default_guard"]
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import json
 import random
 from pathlib import Path
+from statistics import fmean, pstdev
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from equipoise.rewards.learned import load_scorer
 from equipoise.stats import auroc
 from equipoise.training.scorer import TRAIN_SCORER, ScorerConfig
 
-NAMES = ("common", "scorer_folds", "scorer_folds_steps")
+NAMES = ("common", "scorer_folds", "scorer_folds_split", "scorer_folds_steps")
 WORDS = ["bread", "water", "salt", "flour", "coat", "tides", "weather", "kind", "short", "yeast"]
 BAD = "mountains"
 """The planted truth: it stands in every unsafe answer."""
@@ -141,12 +142,13 @@ def test_what_is_done_stays_and_what_is_added_stands_beside_it(
     monkeypatch.setattr(scripts["common"], "RESULTS", tmp_path / "results")
     monkeypatch.setattr(module, "DRAWS", 50)
     splits = ["pku, by prompt", "hh_harmless, by prompt"]
-    first = module.measure(data, tmp_path / "runs", {"frozen": small}, splits, 2)
+    for split in splits:
+        first = module.measure(data, tmp_path / "runs", {"frozen": small}, split, 2, join=False)
     runs = sorted((tmp_path / "runs").rglob("manifest.json"))
     assert len(runs) == 2 * (1 + 2 + 2)  # features once, then each fold by the baseline and by the scorer
     times = [path.stat().st_mtime_ns for path in runs]
     top = {**small, "tune": "top", "top_layers": 1}
-    found = module.measure(data, tmp_path / "runs", {"top": top}, splits[:1], 2)
+    found = module.measure(data, tmp_path / "runs", {"top": top}, splits[0], 2, join=False)
     assert [path.stat().st_mtime_ns for path in runs] == times
     assert json.loads((tmp_path / "results" / "scorer_folds.json").read_text("utf-8")).keys() == {
         "machine",
@@ -162,6 +164,32 @@ def test_what_is_done_stays_and_what_is_added_stands_beside_it(
         assert told["top"][name]["tfidf"] == told["frozen"][name]["tfidf"]
     assert told["frozen"]["ordering"]["tfidf"]["value"] > 0.9  # one word tells
     assert "sign" not in found["splits"][splits[1]]["scorers"]["frozen"]  # nobody says what is safe there
+
+
+def test_joined_scorers_say_the_mean_of_their_costs_each_by_its_own_spread(scripts: Any) -> None:
+    module = scripts["scorer_folds"]
+    folds = [
+        (np.array([2]), np.array([0, 1])),
+        (np.array([0, 1]), np.array([2])),
+        (np.array([]), np.array([])),
+    ]
+    split = module.Split([], [], folds)
+    said = [[[1.0, 3.0], [5.0, 0.0], [2.0, 4.0]], [[10.0, -10.0], [0.0, 40.0], [7.0, 9.0]]]
+    members = [
+        module.Folds(np.arange(3), module.Scores(np.array(one), np.array(one)), {"cpu_seconds": 1.5})
+        for one in said
+    ]
+    found = module.joined(split, members)
+    by_hand = []
+    for rows in ((0, 1), (2,)):  # each fold by itself
+        spreads = [pstdev(value for i in rows for value in one[i]) for one in said]
+        by_hand += [
+            [fmean(one[i][k] / spread for one, spread in zip(said, spreads, strict=True)) for k in (0, 1)]
+            for i in rows
+        ]
+    assert found.scores.sign.tolist() == [pytest.approx(pair, rel=1e-12) for pair in by_hand]
+    assert found.scores.order.tolist() == found.scores.sign.tolist()
+    assert found.took == {"cpu_seconds": 3.0}
 
 
 def test_the_settings_of_a_scorer_are_those_given_over_its_own(scripts: Any) -> None:

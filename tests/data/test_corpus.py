@@ -49,6 +49,25 @@ def test_labels_of_look_alikes_agree_with_each_other(look_alikes: list[Prompt]) 
     assert {row.severity for row in look_alikes} == {0, 1, 2, 3}
 
 
+def test_requests_of_both_kinds_are_asked_in_the_same_ways() -> None:
+    rows = cast(list[Prompt], corpus("requests"))
+    assert len({normalise_prompt(text_of(row.prompt)) for row in rows}) == len({row.id for row in rows})
+    for row in rows:
+        harmful = row.is_harmful is True
+        assert bool(row.categories) is harmful, row.id
+        assert (row.severity in (1, 2, 3)) if harmful else row.severity == 0, row.id
+    counts = Counter(name for row in rows for name in row.categories or ())
+    assert set(counts) == set(load_taxonomy("pku19").names)
+    assert min(counts.values()) >= 75
+    begins = [
+        Counter(" ".join(text_of(row.prompt).split()[:2]) for row in rows if row.is_harmful is kind)
+        for kind in (True, False)
+    ]
+    for words in ("How to", "How do", "How can", "What are", "Write a", "Can you", "Help me"):
+        harmful, harmless = (count[words] / count.total() for count in begins)
+        assert abs(harmful - harmless) < 0.04, words
+
+
 @pytest.mark.parametrize("part", ["prompts", "look_alikes"])
 def test_twins_point_at_each_other_and_differ_in_harm(part: str) -> None:
     rows = {row.id: row for row in cast(list[Prompt], corpus(part))}

@@ -1,7 +1,7 @@
 """The built-in corpus: written for this project, so that everything can be tried without a download.
 
-`exchanges`, `pairs` and `look_alikes` train and calibrate; `prompts` are for evaluation. No prompt of one
-part stands in another.
+`exchanges`, `pairs`, `look_alikes` and `requests` train and calibrate; `prompts` are for evaluation. No
+prompt of one part stands in another.
 """
 
 from importlib import resources
@@ -16,6 +16,7 @@ PARTS: dict[str, type[Exchange] | type[Pair] | type[Prompt]] = {
     "pairs": Pair,
     "prompts": Prompt,
     "look_alikes": Prompt,
+    "requests": Prompt,
 }
 
 
@@ -27,7 +28,7 @@ def corpus_path(name: str) -> Path:
 
 
 def corpus(name: str) -> list[Exchange] | list[Pair] | list[Prompt]:
-    """Load a part of the corpus: `exchanges`, `pairs`, `prompts` or `look_alikes`."""
+    """Load a part of the corpus: `exchanges`, `pairs`, `prompts`, `look_alikes` or `requests`."""
     path = corpus_path(name)
     kind = PARTS[name]
     return list(read_records(path, kind))  # type: ignore[return-value]
