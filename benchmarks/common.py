@@ -1,4 +1,4 @@
-"""What every benchmark writes with its numbers: where and on which commit they were measured."""
+"""What several benchmarks share: where their numbers were measured, and which prompts are set aside."""
 
 import hashlib
 import json
@@ -46,6 +46,6 @@ def save(name: str, result: Mapping[str, Any]) -> Path:
     return path
 
 
-def looked_at(prompt: str) -> bool:
-    """Whether a prompt is of the half that may be read while a guard is made; the other half measures."""
-    return hashlib.sha256(prompt.encode()).digest()[0] % 2 == 0
+def is_set_aside(prompt: str) -> bool:
+    """Whether a prompt is of the half, by hash, that was not read while built-in requests were written."""
+    return hashlib.sha256(prompt.encode()).digest()[0] % 2 == 1

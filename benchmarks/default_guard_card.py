@@ -8,7 +8,8 @@ from default_guard_rows import LONGEST, SOURCES
 from equipoise.evaluation.calibration_card import HEADING
 
 _OWN = {
-    "builtin": ("Apache-2.0", "equipoise, the built-in corpus"),
+    "builtin": ("Apache-2.0", "equipoise, the built-in exchanges, pairs and look-alikes"),
+    "requests": ("Apache-2.0", "equipoise, the built-in requests"),
     "harmless_prompts": ("Apache-2.0", "equipoise, benchmarks/data/*.txt"),
 }
 
@@ -21,14 +22,16 @@ _LIMITS = f"""## Limits
   counts, so their rate of false alarms is higher.
 - Most sources label only whether an answer is unsafe. Severity was learned from pyrit_severity and the
   built-in corpus, refusal from pyrit_refusal, rbr_gold and the built-in corpus; of the 19 categories
-  those that these sources do not name rest on the built-in corpus alone, which is small and mild.
+  those that these sources do not name rest on the built-in corpus alone, which is mild.
 - Answers of pandalm and qa_feedback count as safe because they are everyday answers; nobody labelled them.
   Those of jbb_artifacts were labelled by a language model.
 - hh_harmless has preferences only: each is three votes of five, a number of ours.
-- **It flags many harmless questions whose words sound dangerous**; see the numbers. OKTest and LLM-Safeguard
-  guided the development: prompts of ours were added (everyday activities, then harms that somebody wants to
-  prevent or understand), which did not help much, and the policies' aims were lowered. PKU-SafeRLHF was
-  measured each time, four times in all, and decided nothing.
+- What it flags of harmless questions depends on how they are asked. Most prompts of LLM-Safeguard
+  begin with "How to" or "Ways to", as many built-in requests do, so they say little of other ways; OKTest is
+  asked otherwise.
+- OKTest and LLM-Safeguard guided the development: harms that somebody wants to prevent or understand,
+  look-alikes and requests were added, and the policies' aims were lowered. A half of each, by hash, was set
+  aside and not read while the requests were written. PKU-SafeRLHF was measured each time and decided nothing.
 - Jailbreak texts around a question were not part of the training; the question itself was.
 """
 
@@ -83,12 +86,13 @@ def _numbers(result: Mapping[str, Any]) -> str:
         ("held-out safe answers that the default policy flags", held["responses"]["safe_flagged"]),
         ("held-out prompts of its own sources, AUROC", held["prompts"]["auroc"]),
         ("held-out harmless prompts flagged", held["prompts"]["safe_flagged"]),
+        ("without the built-in requests", held["prompts"]["safe_flagged_without_requests"]),
         ("OKTest (harmless look-alikes) flagged", refusal["oktest_harmless_flagged"]),
-        ("of its half that nobody read while the guard was made", refusal["oktest_harmless_flagged_unseen"]),
+        ("of a half that was set aside", refusal["oktest_harmless_flagged_set_aside"]),
         ("LLM-Safeguard, harmless prompts flagged", refusal["llm_safeguard_harmless_flagged"]),
-        ("of the half that nobody read", refusal["llm_safeguard_harmless_flagged_unseen"]),
+        ("of a half that was set aside", refusal["llm_safeguard_harmless_flagged_set_aside"]),
         ("LLM-Safeguard, harmful prompts flagged", refusal["llm_safeguard_harmful_flagged"]),
-        ("of the half that nobody read", refusal["llm_safeguard_harmful_flagged_unseen"]),
+        ("of a half that was set aside", refusal["llm_safeguard_harmful_flagged_set_aside"]),
         ("LLM-Safeguard prompts, AUROC", refusal["llm_safeguard_auroc"]),
     ]
     lines = ["| 95 % intervals by prompt | | n |", "|---|---|---|"]

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from common import looked_at
+from common import is_set_aside
 from default_guard_rows import Kept, lines
 
 from equipoise.data.splits import normalise_prompt
@@ -93,14 +93,15 @@ def beside_tfidf(guard: Guard, train: Sequence[Kept], texts: Texts) -> dict[str,
 def over_refusal(guard: Guard, folder: Path) -> dict[str, Any]:
     """Share of harmless prompts that the default policy flags; and how harmful ones stand out.
 
-    Of each file all prompts, and as `unseen` those of the half that nobody read while the guard was made.
+    Of each file all prompts, and as `set_aside` those of a half that was not read while the built-in requests
+    were written. It is no clean test: the rates of the whole files have guided earlier choices.
     """
     found: dict[str, Any] = {}
     for name in ("oktest", "llm_safeguard"):
         texts = prompts_of(folder / f"{name}.jsonl")
         scores, flagged = unsafe_probabilities(guard, texts.pairs)
-        unsafe, unseen = np.array(texts.unsafe), np.array([not looked_at(p.prompt) for p in texts.pairs])
-        for part, rows in (("", unseen | True), ("_unseen", unseen)):
+        unsafe, set_aside = np.array(texts.unsafe), np.array([is_set_aside(p.prompt) for p in texts.pairs])
+        for part, rows in (("", set_aside | True), ("_set_aside", set_aside)):
             for kind, of_kind in (("harmless", ~unsafe), ("harmful", unsafe)):
                 chosen = np.flatnonzero(rows & of_kind)
                 if len(chosen):
@@ -130,6 +131,10 @@ def held_out(guard: Guard, rows: Sequence[Kept]) -> dict[str, Any]:
             "safe_flagged": bootstrap_mean(flagged[safe], [prompts[i] for i in safe]),
         }
         sources = np.array([source for _, _, source in texts])
+        others = safe[sources[safe] != "requests"]  # which are many, and all of one kind
+        found[kind]["safe_flagged_without_requests"] = bootstrap_mean(
+            flagged[others], [prompts[i] for i in others]
+        )
         for source in sorted(set(sources)):
             own = np.flatnonzero(sources == source)
             if min(unsafe[own].sum(), (~unsafe[own]).sum()) >= 20:

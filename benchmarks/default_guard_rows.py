@@ -161,7 +161,7 @@ def builtin_rows() -> list[Kept]:
     The prompts are left to evaluation.
     """
     found: list[Kept] = []
-    for record in (*corpus("exchanges"), *corpus("pairs"), *corpus("look_alikes"), *corpus("requests")):
+    for record in (*corpus("exchanges"), *corpus("pairs"), *corpus("look_alikes")):
         if isinstance(record, Pair):
             found += [record.exchange(side) for side in (0, 1)]
         elif isinstance(record, Prompt) and record.twin is not None:  # twins stay together
@@ -169,7 +169,8 @@ def builtin_rows() -> list[Kept]:
             found.append(record.model_copy(update={"provenance": {"group": group}}))
         else:
             found.append(record)
-    return [record.model_copy(update={"source": "builtin"}) for record in found]
+    found = [record.model_copy(update={"source": "builtin"}) for record in found]
+    return found + [record.model_copy(update={"source": "requests"}) for record in corpus("requests")]
 
 
 CARING_FRAMES = (

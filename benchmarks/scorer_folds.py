@@ -15,7 +15,8 @@ in the training part too, which the result counts. This way measures memory. It 
 show by how much, and is no result.
 
 `--join` measures the scorers of a call together as well: the mean of their costs, each over its spread among
-the answers of a fold. What is done is not done again; a training that was killed goes on.
+all answers (`models ensemble --cost mean` measures it on answers of the training pairs). What is done is not
+done again; a training that was killed goes on.
 """
 
 import argparse
@@ -106,17 +107,14 @@ def run_folds(split: Split, folder: Path, count: int, scorer: Mapping[str, Any] 
     return Folds(np.concatenate([test for _, test in split.folds[:count]]), scores, took)
 
 
-def joined(split: Split, members: Sequence[Folds]) -> Folds:
-    """The mean of what several scorers say, each over its spread in the fold; no label is looked at."""
-    ends = np.cumsum([len(test) for _, test in split.folds])
-    ends = ends[ends < len(members[0].places)]
-
-    def mean(column: str) -> Floats:
-        each = [np.split(getattr(member.scores, column), ends) for member in members]
-        return np.concatenate([np.mean([s / s.std() for s in fold], 0) for fold in zip(*each, strict=True)])
-
+def joined(members: Sequence[Folds]) -> Folds:
+    """The mean of what several scorers say, each over its spread among all answers; no label is looked at."""
+    order, sign = (
+        np.mean([column / column.std() for column in columns], axis=0)
+        for columns in zip(*(member.scores for member in members), strict=True)
+    )
     took = {name: round(sum(m.took[name] for m in members), 1) for name in members[0].took}
-    return Folds(members[0].places, Scores(mean("order"), mean("sign")), took)
+    return Folds(members[0].places, Scores(order, sign), took)
 
 
 def parts_of(split: Split, folder: Path, k: int) -> dict[str, Path]:
@@ -219,7 +217,7 @@ def measure(
         members.append(run_folds(split, folder, count, settings))
         keep(label, settings, members[-1])
     if join:
-        keep(" + ".join(scorers), {"mean_of": list(scorers)}, joined(split, members))
+        keep(" + ".join(scorers), {"mean_of": list(scorers)}, joined(members))
     return found
 
 
@@ -243,6 +241,8 @@ def main() -> None:
     parser.add_argument("--folds", type=int, choices=range(1, FOLDS + 1), default=FOLDS)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of `train scorer`")
     given = parser.parse_args()
+    if given.join and len(given.scorers) * len(given.seeds) < 2:
+        parser.error("--join: got one scorer; expected two at least (--scorers, --seeds)")
     words = [given.tune, *given.set, *([f"{given.folds} of {FOLDS} folds"] if given.folds < FOLDS else [])]
     scorers = {
         ", ".join([name, *words, *own]): settings_of(name, given.tune, [*given.set, *own])

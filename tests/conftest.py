@@ -169,6 +169,18 @@ def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def weights_are_readable(tmp_path: Path) -> Callable[[Path], bool]:
+    """Whether there are weights in a folder, and all have the permissions of any new file."""
+
+    def check(folder: Path) -> bool:
+        (fresh := tmp_path / "fresh").touch()
+        modes = {path.stat().st_mode for path in folder.rglob("*.safetensors")}
+        return modes == {fresh.stat().st_mode}
+
+    return check
+
+
 @pytest.fixture(scope="module")
 def load_scripts() -> Iterator[Callable[..., dict[str, ModuleType]]]:
     """Loads modules of `benchmarks/` by name, which import each other, and forgets them at the end."""

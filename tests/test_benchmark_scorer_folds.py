@@ -168,28 +168,30 @@ def test_what_is_done_stays_and_what_is_added_stands_beside_it(
 
 def test_joined_scorers_say_the_mean_of_their_costs_each_by_its_own_spread(scripts: Any) -> None:
     module = scripts["scorer_folds"]
-    folds = [
-        (np.array([2]), np.array([0, 1])),
-        (np.array([0, 1]), np.array([2])),
-        (np.array([]), np.array([])),
-    ]
-    split = module.Split([], [], folds)
     said = [[[1.0, 3.0], [5.0, 0.0], [2.0, 4.0]], [[10.0, -10.0], [0.0, 40.0], [7.0, 9.0]]]
     members = [
-        module.Folds(np.arange(3), module.Scores(np.array(one), np.array(one)), {"cpu_seconds": 1.5})
+        module.Folds(np.arange(3), module.Scores(np.array(one), -np.array(one)), {"cpu_seconds": 1.5})
         for one in said
     ]
-    found = module.joined(split, members)
-    by_hand = []
-    for rows in ((0, 1), (2,)):  # each fold by itself
-        spreads = [pstdev(value for i in rows for value in one[i]) for one in said]
-        by_hand += [
-            [fmean(one[i][k] / spread for one, spread in zip(said, spreads, strict=True)) for k in (0, 1)]
-            for i in rows
-        ]
-    assert found.scores.sign.tolist() == [pytest.approx(pair, rel=1e-12) for pair in by_hand]
-    assert found.scores.order.tolist() == found.scores.sign.tolist()
+    found = module.joined(members)
+    spreads = [pstdev(value for pair in one for value in pair) for one in said]
+    by_hand = [
+        [fmean(one[i][k] / spread for one, spread in zip(said, spreads, strict=True)) for k in (0, 1)]
+        for i in range(3)
+    ]
+    assert found.scores.order.tolist() == [pytest.approx(pair, rel=1e-12) for pair in by_hand]
+    assert found.scores.sign.tolist() == (-found.scores.order).tolist()
     assert found.took == {"cpu_seconds": 3.0}
+
+
+def test_one_scorer_alone_is_not_joined(
+    scripts: Any, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["scorer_folds.py", "--data", str(data), "--scorers", "minilm", "--join"])
+    with pytest.raises(SystemExit) as stopped:
+        scripts["scorer_folds"].main()
+    assert stopped.value.code == 2
+    assert "--join: got one scorer; expected two at least" in capsys.readouterr().err
 
 
 def test_the_settings_of_a_scorer_are_those_given_over_its_own(scripts: Any) -> None:

@@ -1,9 +1,10 @@
-"""One process at a time works in a folder; the others wait for it."""
+"""One process at a time works in a folder; who may read what is written."""
 
 import errno
 import fcntl
 import os
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -11,8 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from equipoise.files import LOCK, only_one
+from equipoise.files import LOCK, only_one, readable
+from equipoise.models.checkpoints import save_tensors
 
 HOLDER = """
 import sys, time
@@ -111,3 +115,19 @@ def test_a_file_system_without_locks_lets_everyone_in(
     monkeypatch.setattr(fcntl, "flock", refuse(errno.EIO))
     with pytest.raises(OSError, match="Input/output"), only_one(tmp_path / "folder"):
         pass
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_weights_may_be_read_by_whoever_may_read_a_new_file(tmp_path: Path, umask: int, mode: int) -> None:
+    tensors = {"a": torch.zeros(2)}
+    before = os.umask(umask)
+    try:
+        save_tensors(tmp_path / "own.safetensors", tensors)
+        (tmp_path / "encoder").mkdir()
+        save_file(tensors, tmp_path / "encoder" / "others.safetensors")
+        readable(tmp_path)
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*.safetensors")}
+    assert modes == {"own.safetensors": mode, "others.safetensors": mode}
+    assert not list(tmp_path.glob("tmp.*"))

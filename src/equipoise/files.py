@@ -6,6 +6,7 @@ import glob
 import hashlib
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -35,7 +36,22 @@ def replacing(path: Path) -> Iterator[Path]:
         yield part
         with part.open("rb") as handle:
             os.fsync(handle.fileno())
+        part.chmod(_usual_mode(part.with_name(f"{path.name}.mode")))
         part.replace(path)
+
+
+def readable(folder: Path) -> None:
+    """Let others read the weights in a folder like any new file; safetensors lets only their owner."""
+    with TemporaryDirectory(prefix="tmp.mode.", dir=folder) as own:
+        mode = _usual_mode(Path(own, "mode"))
+    for path in folder.rglob("*.safetensors"):
+        path.chmod(mode)
+
+
+def _usual_mode(fresh: Path) -> int:
+    """Permissions that this process gives a new file, which is made."""
+    fresh.touch()
+    return stat.S_IMODE(fresh.stat().st_mode)
 
 
 def write_text(path: Path, text: str) -> None:

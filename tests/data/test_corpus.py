@@ -49,23 +49,55 @@ def test_labels_of_look_alikes_agree_with_each_other(look_alikes: list[Prompt]) 
     assert {row.severity for row in look_alikes} == {0, 1, 2, 3}
 
 
-def test_requests_of_both_kinds_are_asked_in_the_same_ways() -> None:
-    rows = cast(list[Prompt], corpus("requests"))
-    assert len({normalise_prompt(text_of(row.prompt)) for row in rows}) == len({row.id for row in rows})
-    for row in rows:
+@pytest.fixture(scope="module")
+def requests() -> list[Prompt]:
+    return cast(list[Prompt], corpus("requests"))
+
+
+def test_labels_of_requests_agree_with_each_other(requests: list[Prompt]) -> None:
+    assert len({normalise_prompt(text_of(row.prompt)) for row in requests}) == len(requests)
+    assert len({row.id for row in requests}) == len(requests)
+    for row in requests:
         harmful = row.is_harmful is True
         assert bool(row.categories) is harmful, row.id
         assert (row.severity in (1, 2, 3)) if harmful else row.severity == 0, row.id
-    counts = Counter(name for row in rows for name in row.categories or ())
+        assert (row.licence, row.label_origin) == ("Apache-2.0", "authors"), row.id
+    counts = Counter(name for row in requests for name in row.categories or ())
     assert set(counts) == set(load_taxonomy("pku19").names)
-    assert min(counts.values()) >= 75
-    begins = [
-        Counter(" ".join(text_of(row.prompt).split()[:2]) for row in rows if row.is_harmful is kind)
+    assert min(counts.values()) >= 86
+
+
+WAYS = """How to|How do I|How can I|Ways to|What is the best way to|What are some effective ways to|
+Give me step-by-step instructions to|Write a tutorial on how to|Can you explain how to|I want to|
+List five tips to|Write a short guide for people who want to|What are some strategies to|
+What tactics do experts use to|Suggest a plan to|How can somebody|Describe the steps needed to|Help me|
+Can you teach me to|What would it take to""".replace("\n", "").split("|")
+
+
+def test_harmless_and_harmful_requests_are_asked_in_the_same_ways(requests: list[Prompt]) -> None:
+    ways = sorted(WAYS, key=len, reverse=True)
+    counts = {
+        kind: Counter(
+            next(way for way in ways if text_of(row.prompt).startswith(way))
+            for row in requests
+            if row.is_harmful is kind
+        )
         for kind in (True, False)
-    ]
-    for words in ("How to", "How do", "How can", "What are", "Write a", "Can you", "Help me"):
-        harmful, harmless = (count[words] / count.total() for count in begins)
-        assert abs(harmful - harmless) < 0.04, words
+    }
+    for way in ways:
+        harmful, harmless = (counts[kind][way] / counts[kind].total() for kind in (True, False))
+        assert abs(harmful - harmless) < 0.025, way
+
+
+def test_no_request_is_nearly_another_or_a_prompt_for_evaluation(requests: list[Prompt]) -> None:
+    asking = words_of(" ".join(WAYS)) | words_of("where start without much money in their free time")
+    words = {row.id: words_of(text_of(row.prompt)) - asking for row in requests}
+    evaluated = [words_of(text_of(row.prompt)) - asking for row in corpus("prompts")]
+    for name, one in words.items():
+        assert max(overlap(one, other) for other in evaluated) < 0.6, name
+    for (first, one), (second, other) in combinations(words.items(), 2):
+        if len(one & other) > 1:
+            assert overlap(one, other) < 0.75, (first, second)
 
 
 @pytest.mark.parametrize("part", ["prompts", "look_alikes"])

@@ -1,5 +1,6 @@
 """The guard model: heads as the taxonomy says, and a folder that gives the same model back."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -82,7 +83,9 @@ def test_a_guard_on_a_frozen_encoder_comes_back_and_names_its_backbone(
     assert sorted(f.name for f in tmp_path.iterdir()) == ["model.json", "weights.safetensors"]
 
 
-def test_a_tuned_encoder_goes_with_the_guard(tiny_encoder: Path, tmp_path: Path) -> None:
+def test_a_tuned_encoder_goes_with_the_guard(
+    tiny_encoder: Path, tmp_path: Path, weights_are_readable: Callable[[Path], bool]
+) -> None:
     model = fresh(tiny_encoder)
     before = logits(model)
     with torch.no_grad():
@@ -94,6 +97,7 @@ def test_a_tuned_encoder_goes_with_the_guard(tiny_encoder: Path, tmp_path: Path)
     assert torch.equal(logits(again), logits(model))
     assert not torch.allclose(logits(again), before, atol=1e-3)
     assert load_encoder(tmp_path / ENCODER, device="cpu").model.config.hidden_size == 32
+    assert weights_are_readable(tmp_path)
 
 
 @torch.no_grad()

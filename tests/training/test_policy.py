@@ -1,5 +1,6 @@
 """Policies: what learns, how it is saved, and that one training can go on from another."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -59,7 +60,9 @@ def test_the_seed_decides_the_adapters(tiny_llama: Path) -> None:
 
 
 @pytest.mark.parametrize("tune", ["lora", "full"])
-def test_a_saved_policy_says_what_it_said(tmp_path: Path, tiny_llama: Path, tune: Tune) -> None:
+def test_a_saved_policy_says_what_it_said(
+    tmp_path: Path, tiny_llama: Path, weights_are_readable: Callable[[Path], bool], tune: Tune
+) -> None:
     backbone = load_causal(tiny_llama, device="cpu")
     before = logps(backbone)
     policy = prepare(backbone, tune, LoraSettings(), seed=0)
@@ -69,6 +72,7 @@ def test_a_saved_policy_says_what_it_said(tmp_path: Path, tiny_llama: Path, tune
                 parameter.add_(0.02 * torch.randn_like(parameter))
     save_policy(backbone, policy, tmp_path)
     assert (tmp_path / "adapter_config.json").exists() == (tune == "lora")
+    assert weights_are_readable(tmp_path)
     loaded = load_causal(tmp_path, device="cpu")
     torch.testing.assert_close(logps(loaded), logps(backbone, policy), rtol=0, atol=1e-5)
     assert (logps(loaded) - before).abs().min() > 1e-3
