@@ -2,7 +2,9 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -92,3 +94,41 @@ def test_each_turn_of_a_dialogue_is_compared_with_the_reported_prompts(script: A
     rows = sys.modules["default_guard_rows"]
     assert {"hello", "why"} <= set(rows.turns("user: Hello?\n\nassistant: Yes?\n\nuser: Why?"))
     assert rows.turns("Why?") == ["why", "why"]
+
+
+class WordGuard:
+    """Flags what says "bad"."""
+
+    def read(self, pairs: Sequence[Any]) -> "WordGuard":
+        self.texts = [pair.prompt for pair in pairs]
+        return self
+
+    def verdict(self, row: int) -> SimpleNamespace:
+        bad = "bad" in self.texts[row]
+        return SimpleNamespace(unsafe_probability=float(bad), is_safe=not bad)
+
+
+def test_the_half_that_was_set_aside_is_told_beside_the_whole(script: Any, tmp_path: Path) -> None:
+    measures, common = sys.modules["default_guard_measures"], sys.modules["common"]
+    rows = [
+        {"id": f"{i}", "prompt": f"{'bad' if i % 3 == 0 else 'good'} idea {i}", "is_harmful": i % 5 == 0}
+        for i in range(60)
+    ]
+    for name in ("oktest", "llm_safeguard"):
+        kept = [row | {"is_harmful": False} for row in rows] if name == "oktest" else rows
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+    found = measures.over_refusal(WordGuard(), tmp_path)
+    aside = [row for row in rows if common.is_set_aside(row["prompt"])]
+    assert 15 < len(aside) < 45
+
+    def share(of: list[dict[str, Any]]) -> float:
+        return sum("bad" in row["prompt"] for row in of) / len(of)
+
+    harmless = [row for row in rows if not row["is_harmful"]]
+    assert found["oktest_harmless_flagged"].value == pytest.approx(share(rows))
+    assert found["oktest_harmless_flagged_set_aside"].value == pytest.approx(share(aside))
+    assert found["llm_safeguard_harmless_flagged"].value == pytest.approx(share(harmless))
+    told = found["llm_safeguard_harmful_flagged_set_aside"]
+    assert told.value == pytest.approx(share([row for row in aside if row["is_harmful"]]))
+    assert told.n == sum(row["is_harmful"] for row in aside)
+    assert "oktest_harmful_flagged" not in found

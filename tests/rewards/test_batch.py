@@ -36,9 +36,10 @@ def make_scorer(
     return folder
 
 
-def score(place: Path, scorer: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def score(place: Path, scorer: Path, **settings: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     (place / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    outcome = produce(place / "out.jsonl", SCORE, ScoreConfig(file=place / "in.jsonl", scorer=scorer))
+    config = ScoreConfig(file=place / "in.jsonl", scorer=scorer, **settings)
+    outcome = produce(place / "out.jsonl", SCORE, config)
     return outcome.manifest.notes, [
         json.loads(line) for line in (place / "out.jsonl").read_text().splitlines()
     ]
@@ -69,6 +70,21 @@ def test_every_row_gets_its_reward_and_cost(tmp_path: Path, tiny_encoder: Path) 
     assert rows[2]["reward"] == pytest.approx(found.reward.value, abs=1e-6)
     assert rows[2]["cost"] == pytest.approx(found.cost.value, abs=1e-6)
     assert "response: missing" in rows[1]["error"]
+
+
+def test_a_number_format_can_be_chosen(tmp_path: Path, tiny_encoder: Path) -> None:
+    folder = make_scorer(tmp_path / "scorer", tiny_encoder)
+    costs = {}
+    for dtype in ("float32", "bfloat16"):
+        (tmp_path / dtype).mkdir()
+        _, rows = score(tmp_path / dtype, folder, device="cpu", dtype=dtype)
+        costs[dtype] = rows[0]["cost"]
+    exchange = Exchange(id="a", prompt="how do i bake bread", response="mix flour and water")
+    exact = load_scorer(folder, "cpu", "float32")([exchange])[0].cost
+    assert exact is not None
+    assert costs["float32"] == pytest.approx(exact.value, abs=1e-6)
+    assert costs["bfloat16"] != costs["float32"]
+    assert costs["bfloat16"] == pytest.approx(costs["float32"], abs=0.02)
 
 
 @pytest.mark.parametrize(("head", "other"), [("reward", "cost"), ("cost", "reward")])

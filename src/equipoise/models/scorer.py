@@ -201,10 +201,10 @@ def single_card(folder: Path) -> ScorerCard:
     return card
 
 
-def load_scorer_model(folder: Path, device: str = "auto") -> ScorerModel:
+def load_scorer_model(folder: Path, device: str = "auto", dtype: str = "auto") -> ScorerModel:
     """Load a scorer that `train scorer` wrote; another polarity or kind raises ModelError."""
     card = single_card(folder)
-    model = ScorerModel(card, load_trunk(card.trunk, card.backbone, device, card.depth))
+    model = ScorerModel(card, load_trunk(card.trunk, card.backbone, device, card.depth, dtype))
     weights = folder / "weights.safetensors"
     tensors = load_tensors(weights)
     load_into(model, tensors, str(weights))

@@ -8,6 +8,7 @@ from pydantic import Field
 from equipoise.batch import Row, conversation, run_batch, text
 from equipoise.config import Config, InputPath
 from equipoise.lineage import Run, Step
+from equipoise.models.backbone import Device, DType
 from equipoise.records import Exchange
 from equipoise.rewards.learned import RewardCost, load_scorer
 
@@ -20,11 +21,14 @@ class ScoreConfig(Config):
     scorer: InputPath
     chunk: Annotated[int, Field(ge=1)] = 256
     """Rows at a time."""
+    device: Device = "auto"
+    dtype: DType = "auto"
+    """Number format of the trunk; auto is bfloat16 on a GPU that computes in it, about 1e-3 from float32."""
 
 
 def score_file(config: ScoreConfig, run: Run) -> None:
     """Score every row; a head that was not trained gives null, and only heads of categories give theirs."""
-    scorer = load_scorer(config.scorer)
+    scorer = load_scorer(config.scorer, config.device, config.dtype)
 
     def parse(row: Row) -> Exchange:
         return Exchange(id=str(row["id"]), prompt=conversation(row), response=text(row, "response"))

@@ -124,13 +124,19 @@ def _in_units(said: Sequence[Sequence[Score | None]], units: Sequence[Units]) ->
     return (values - middle) / deviation
 
 
-def load_scorer(folder: Path, device: str = "auto") -> Scorer | ScorerEnsemble:
-    """Load a folder of `equipoise train scorer`, or one of several by `equipoise models ensemble`."""
+def load_scorer(folder: Path, device: str = "auto", dtype: str = "auto") -> Scorer | ScorerEnsemble:
+    """Load a folder of `equipoise train scorer`, or one of several by `equipoise models ensemble`.
+
+    Args:
+        folder: The scorer's.
+        device: auto, cpu, cuda or mps.
+        dtype: Number format of the trunk: auto (bfloat16 on a GPU that computes in it), float32 or bfloat16.
+    """
     card = read_scorer_card(folder)
     if isinstance(card, EnsembleCard):
-        members = [Scorer(load_scorer_model(folder / str(k), device)) for k in range(card.members)]
+        members = [Scorer(load_scorer_model(folder / str(k), device, dtype)) for k in range(card.members)]
         for k, member in enumerate(members):
             if missing := set(card.trained) - set(member.card.trained):
                 raise ModelError(f"{folder / str(k)}: was not trained for {', '.join(sorted(missing))}")
         return ScorerEnsemble(card, members)
-    return Scorer(load_scorer_model(folder, device))
+    return Scorer(load_scorer_model(folder, device, dtype))
