@@ -49,9 +49,11 @@ def readable(folder: Path) -> None:
 
 
 def _usual_mode(fresh: Path) -> int:
-    """Permissions that this process gives a new file, which is made."""
+    """Permissions that this process gives a new file; one is made for that, and is gone at once."""
     fresh.touch()
-    return stat.S_IMODE(fresh.stat().st_mode)
+    mode = stat.S_IMODE(fresh.stat().st_mode)
+    fresh.unlink()
+    return mode
 
 
 def write_text(path: Path, text: str) -> None:
