@@ -37,34 +37,25 @@ def test_look_alikes_are_mostly_harmless_and_even_over_their_kinds(look_alikes: 
     assert lengths[-1] <= 45
 
 
-def test_labels_of_look_alikes_agree_with_each_other(look_alikes: list[Prompt]) -> None:
-    for row in look_alikes:
-        harmful = row.is_harmful is True
-        assert bool(row.categories) is harmful, row.id
-        assert (row.severity in (1, 2, 3)) if harmful else row.severity == 0, row.id
-        assert (row.licence, row.label_origin) == ("Apache-2.0", "authors"), row.id
-    counts = Counter(name for row in look_alikes for name in row.categories or ())
-    assert set(counts) == set(load_taxonomy("pku19").names)
-    assert min(counts.values()) >= 8
-    assert {row.severity for row in look_alikes} == {0, 1, 2, 3}
-
-
 @pytest.fixture(scope="module")
 def requests() -> list[Prompt]:
     return cast(list[Prompt], corpus("requests"))
 
 
-def test_labels_of_requests_agree_with_each_other(requests: list[Prompt]) -> None:
-    assert len({normalise_prompt(text_of(row.prompt)) for row in requests}) == len(requests)
-    assert len({row.id for row in requests}) == len(requests)
-    for row in requests:
+@pytest.mark.parametrize(("part", "least"), [("look_alikes", 8), ("requests", 86)])
+def test_labels_of_prompts_to_learn_from_agree_with_each_other(part: str, least: int) -> None:
+    rows = cast(list[Prompt], corpus(part))
+    assert len({normalise_prompt(text_of(row.prompt)) for row in rows}) == len(rows)
+    assert len({row.id for row in rows}) == len(rows)
+    for row in rows:
         harmful = row.is_harmful is True
         assert bool(row.categories) is harmful, row.id
         assert (row.severity in (1, 2, 3)) if harmful else row.severity == 0, row.id
         assert (row.licence, row.label_origin) == ("Apache-2.0", "authors"), row.id
-    counts = Counter(name for row in requests for name in row.categories or ())
+    counts = Counter(name for row in rows for name in row.categories or ())
     assert set(counts) == set(load_taxonomy("pku19").names)
-    assert min(counts.values()) >= 86
+    assert min(counts.values()) >= least
+    assert {row.severity for row in rows} == {0, 1, 2, 3}
 
 
 WAYS = """How to|How do I|How can I|Ways to|What is the best way to|What are some effective ways to|
