@@ -101,7 +101,7 @@ def over_refusal(guard: Guard, folder: Path) -> dict[str, Any]:
         texts = prompts_of(folder / f"{name}.jsonl")
         scores, flagged = unsafe_probabilities(guard, texts.pairs)
         unsafe, set_aside = np.array(texts.unsafe), np.array([is_set_aside(p.prompt) for p in texts.pairs])
-        for part, rows in (("", set_aside | True), ("_set_aside", set_aside)):
+        for part, rows in (("", np.ones_like(set_aside)), ("_set_aside", set_aside)):
             for kind, of_kind in (("harmless", ~unsafe), ("harmful", unsafe)):
                 chosen = np.flatnonzero(rows & of_kind)
                 if len(chosen):
@@ -131,10 +131,11 @@ def held_out(guard: Guard, rows: Sequence[Kept]) -> dict[str, Any]:
             "safe_flagged": bootstrap_mean(flagged[safe], [prompts[i] for i in safe]),
         }
         sources = np.array([source for _, _, source in texts])
-        others = safe[sources[safe] != "requests"]  # which are many, and all of one kind
-        found[kind]["safe_flagged_without_requests"] = bootstrap_mean(
-            flagged[others], [prompts[i] for i in others]
-        )
+        if kind == "prompts":  # the requests are many, and all of one kind
+            others = safe[sources[safe] != "requests"]
+            found[kind]["safe_flagged_without_requests"] = bootstrap_mean(
+                flagged[others], [prompts[i] for i in others]
+            )
         for source in sorted(set(sources)):
             own = np.flatnonzero(sources == source)
             if min(unsafe[own].sum(), (~unsafe[own]).sum()) >= 20:

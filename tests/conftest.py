@@ -170,7 +170,7 @@ def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def weights_are_readable(tmp_path: Path) -> Callable[[Path], bool]:
+def weights_have_usual_permissions(tmp_path: Path) -> Callable[[Path], bool]:
     """Whether there are weights in a folder, and all have the permissions of any new file."""
 
     def check(folder: Path) -> bool:

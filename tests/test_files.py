@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from equipoise.files import LOCK, only_one, readable
+from equipoise.files import LOCK, only_one, usual_permissions
 from equipoise.models.checkpoints import save_tensors
 
 HOLDER = """
@@ -125,7 +125,7 @@ def test_weights_may_be_read_by_whoever_may_read_a_new_file(tmp_path: Path, umas
         save_tensors(tmp_path / "own.safetensors", tensors)
         (tmp_path / "encoder").mkdir()
         save_file(tensors, tmp_path / "encoder" / "others.safetensors")
-        readable(tmp_path)
+        usual_permissions(tmp_path)
     finally:
         os.umask(before)
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*.safetensors")}

@@ -40,8 +40,8 @@ def replacing(path: Path) -> Iterator[Path]:
         part.replace(path)
 
 
-def readable(folder: Path) -> None:
-    """Let others read the weights in a folder like any new file; safetensors lets only their owner."""
+def usual_permissions(folder: Path) -> None:
+    """Give weights in a folder the permissions of any new file; safetensors lets only their owner read."""
     with TemporaryDirectory(prefix="tmp.mode.", dir=folder) as own:
         mode = _usual_mode(Path(own, "mode"))
     for path in folder.rglob("*.safetensors"):

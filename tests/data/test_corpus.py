@@ -77,7 +77,7 @@ def test_harmless_and_harmful_requests_are_asked_in_the_same_ways(requests: list
     }
     for way in ways:
         harmful, harmless = (counts[kind][way] / counts[kind].total() for kind in (True, False))
-        assert abs(harmful - harmless) < 0.025, way
+        assert 2 / 3 < harmful / harmless < 3 / 2, way
 
 
 def test_no_request_is_nearly_another_or_a_prompt_for_evaluation(requests: list[Prompt]) -> None:

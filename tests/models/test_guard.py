@@ -84,7 +84,7 @@ def test_a_guard_on_a_frozen_encoder_comes_back_and_names_its_backbone(
 
 
 def test_a_tuned_encoder_goes_with_the_guard(
-    tiny_encoder: Path, tmp_path: Path, weights_are_readable: Callable[[Path], bool]
+    tiny_encoder: Path, tmp_path: Path, weights_have_usual_permissions: Callable[[Path], bool]
 ) -> None:
     model = fresh(tiny_encoder)
     before = logits(model)
@@ -97,7 +97,7 @@ def test_a_tuned_encoder_goes_with_the_guard(
     assert torch.equal(logits(again), logits(model))
     assert not torch.allclose(logits(again), before, atol=1e-3)
     assert load_encoder(tmp_path / ENCODER, device="cpu").model.config.hidden_size == 32
-    assert weights_are_readable(tmp_path)
+    assert weights_have_usual_permissions(tmp_path)
 
 
 @torch.no_grad()

@@ -96,11 +96,11 @@ def test_the_ends_are_the_adapters_themselves(tiny_llama: Path, tmp_path: Path, 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
 def test_whole_models_are_averaged_and_the_ends_are_the_models(
-    tiny_llama: Path, tmp_path: Path, weights_are_readable: Callable[[Path], bool], share: float
+    tiny_llama: Path, tmp_path: Path, weights_have_usual_permissions: Callable[[Path], bool], share: float
 ) -> None:
     one, two = whole(tiny_llama, tmp_path / "one", 1), whole(tiny_llama, tmp_path / "two", 2)
     assert merge_models([one, two], [1 - share, share], tmp_path / "out") == "whole model"
-    assert weights_are_readable(tmp_path / "out")
+    assert weights_have_usual_permissions(tmp_path / "out")
     if share in (0.0, 1.0):
         found, expected = weights_of(tmp_path / "out"), weights_of(two if share else one)
         assert all(torch.equal(found[name], expected[name]) for name in expected)

@@ -124,7 +124,7 @@ def test_the_estimate_is_what_is_loaded(
 
 
 def test_the_actor_is_published_as_an_adapter_on_its_base(
-    tiny_llama: Path, tmp_path: Path, weights_are_readable: Callable[[Path], bool]
+    tiny_llama: Path, tmp_path: Path, weights_have_usual_permissions: Callable[[Path], bool]
 ) -> None:
     folder, _ = scorer(tmp_path / "scorer", tiny_llama)
     roles = load_roles(RoleSettings(policy=str(tiny_llama), scorer=folder, rank=3, device="cpu"))
@@ -147,8 +147,8 @@ def test_the_actor_is_published_as_an_adapter_on_its_base(
     full = load_roles(RoleSettings(policy=str(tiny_llama), tune="full", device="cpu"))
     save_actor(full, tmp_path / "full")
     assert load_causal(tmp_path / "full", device="cpu").tokenizer.eos_token_id == 2
-    assert weights_are_readable(tmp_path / "actor")
-    assert weights_are_readable(tmp_path / "full")
+    assert weights_have_usual_permissions(tmp_path / "actor")
+    assert weights_have_usual_permissions(tmp_path / "full")
 
 
 def test_what_does_not_fit_is_refused(tiny_llama: Path, tiny_encoder: Path, tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def test_the_seed_decides_the_adapters(tiny_llama: Path) -> None:
 
 @pytest.mark.parametrize("tune", ["lora", "full"])
 def test_a_saved_policy_says_what_it_said(
-    tmp_path: Path, tiny_llama: Path, weights_are_readable: Callable[[Path], bool], tune: Tune
+    tmp_path: Path, tiny_llama: Path, weights_have_usual_permissions: Callable[[Path], bool], tune: Tune
 ) -> None:
     backbone = load_causal(tiny_llama, device="cpu")
     before = logps(backbone)
@@ -72,7 +72,7 @@ def test_a_saved_policy_says_what_it_said(
                 parameter.add_(0.02 * torch.randn_like(parameter))
     save_policy(backbone, policy, tmp_path)
     assert (tmp_path / "adapter_config.json").exists() == (tune == "lora")
-    assert weights_are_readable(tmp_path)
+    assert weights_have_usual_permissions(tmp_path)
     loaded = load_causal(tmp_path, device="cpu")
     torch.testing.assert_close(logps(loaded), logps(backbone, policy), rtol=0, atol=1e-5)
     assert (logps(loaded) - before).abs().min() > 1e-3

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from equipoise.errors import ModelError, RunStoppedError, near
 from equipoise.extras import require
-from equipoise.files import hash_file, only_one, readable, write_text
+from equipoise.files import hash_file, only_one, usual_permissions, write_text
 from equipoise.progress import say
 
 _SOURCE = "source.json"
@@ -271,7 +271,7 @@ def _convert_gguf(origin: Path, fresh: Path) -> None:
             )
         plain.save_pretrained(fresh)
         tokenizer.save_pretrained(fresh)
-    readable(fresh)
+    usual_permissions(fresh)
 
 
 _CONVERT: dict[str, Callable[[Path, Path], None]] = {"": _take_folder, ".gguf": _convert_gguf}

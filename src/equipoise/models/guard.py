@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from equipoise.errors import ModelError
-from equipoise.files import readable
+from equipoise.files import usual_permissions
 from equipoise.models.backbone import Backbone, add_lora, load_encoder, pick_dtype, quiet
 from equipoise.models.checkpoints import (
     load_card,
@@ -119,7 +119,7 @@ class GuardModel(nn.Module):
             encoder: Any = self.trunk.encoder
             with quiet():
                 encoder.save_pretrained(folder / ENCODER)
-            readable(folder / ENCODER)
+            usual_permissions(folder / ENCODER)
             self.tokenizer.save_pretrained(folder / ENCODER)
         tuned = {_TRUNK + name: self.trunk.get_parameter(name).detach() for name in beside}
         save_tensors(folder / "weights.safetensors", self.heads.state_dict() | tuned)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from equipoise.config import Config, ModelRef
 from equipoise.errors import ModelError
-from equipoise.files import readable
+from equipoise.files import usual_permissions
 from equipoise.lineage import Run, Step, write_text
 from equipoise.models.backbone import load_causal, load_tokenizer, quiet
 from equipoise.models.builtin import resolve
@@ -162,7 +162,7 @@ def _merge_whole(parts: Sequence[tuple[str | Path, float]], out: Path) -> None:
     backbone.tokenizer.save_pretrained(out)
     with quiet():
         model.save_pretrained(out)
-    readable(out)
+    usual_permissions(out)
 
 
 def _check_alike(one: dict[str, Tensor], other: dict[str, Tensor], where: str) -> None:

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from equipoise.config import Config, InputPath, ModelRef
 from equipoise.errors import ModelError
-from equipoise.files import readable
+from equipoise.files import usual_permissions
 from equipoise.models.backbone import (
     Backbone,
     Device,
@@ -146,13 +146,13 @@ def save_actor(roles: Roles, folder: Path) -> None:
         backbone.tokenizer.save_pretrained(folder)
         with quiet():
             model.save_pretrained(folder)
-        readable(folder)
+        usual_permissions(folder)
         return
     model.peft_config[adapter].base_model_name_or_path = model.get_base_model().name_or_path
     # embeddings are not trained, and to find that out peft would ask the hub
     model.save_pretrained(folder, selected_adapters=[adapter], save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)  # peft's blank card
-    readable(folder)
+    usual_permissions(folder)
 
 
 def _assemble(settings: RoleSettings, values: Sequence[str], load: Open) -> Roles:

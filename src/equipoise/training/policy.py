@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import nn
 
 from equipoise.config import Config
-from equipoise.files import readable
+from equipoise.files import usual_permissions
 from equipoise.models.backbone import Backbone, add_lora, quiet
 from equipoise.models.layout import Row
 from equipoise.models.top import top_names
@@ -82,4 +82,4 @@ def save_policy(backbone: Backbone, policy: nn.Module, folder: Path) -> None:
         backbone.tokenizer.save_pretrained(folder)
         with quiet():
             model.save_pretrained(folder)
-    readable(folder)
+    usual_permissions(folder)
