@@ -10,6 +10,7 @@ from equipoise.evaluation.calibration_card import HEADING
 _OWN = {
     "builtin": ("Apache-2.0", "equipoise, the built-in exchanges, pairs and look-alikes"),
     "requests": ("Apache-2.0", "equipoise, the built-in requests"),
+    "questions": ("Apache-2.0", "equipoise, the built-in questions"),
     "harmless_prompts": ("Apache-2.0", "equipoise, benchmarks/data/*.txt"),
 }
 

@@ -205,7 +205,7 @@ def main() -> None:
     }
     others |= {
         name: labelled(steps["asked"].place / "test" / f"{name}.jsonl")
-        for name in ("look_alikes", "requests")
+        for name in ("look_alikes", "requests", "questions")
     }
     result = {
         "guard": "recipes/guard-research.yaml",

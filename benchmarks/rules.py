@@ -13,7 +13,8 @@ alone. Thresholds and strengths are chosen on training rows only. `cross_validat
 to built-in prompts, and is measured on such answers to other prompts, beside the reward alone of `--scorer`
 or beside no reward. `wordings`: the same, with the templates in other wordings there.
 
-`best_of_n`: what rules choose among a model's own answers; see `rules_best_of_n.py`.
+`best_of_n`: what rules choose among a model's own answers; see `rules_best_of_n.py`. `best_of_six`: among
+six models' answers, judged by people; see `rules_best_of_six.py`.
 """
 
 import argparse
@@ -26,6 +27,7 @@ import common
 import numpy as np
 from common import ROOT, save
 from rules_best_of_n import Wanted, best_of_n
+from rules_best_of_six import best_of_six
 from rules_steps import (
     FEATURES,
     GRADE,
@@ -44,10 +46,11 @@ from equipoise.pipeline.rules import TRAIN_RULES, RulesConfig
 from equipoise.rewards.rules import Grades, RuleSet, load_rule_set
 from equipoise.stats import bootstrap, f1
 
-PARTS = ("split", "cross_validated", "order", "wordings", "best_of_n")
-SIDE_BY_SIDE = ("order", "wordings", "best_of_n")
-"""Parts that have several ways, of which one is run at a time."""
+PARTS = ("split", "cross_validated", "order", "wordings", "best_of_n", "best_of_six")
+"""Each has several ways, of which one is run at a time."""
 FOLDS = 5
+ANSWERED = 400
+"""Prompts of `best_of_six`."""
 FLOORS = {
     "regret": 0.83,
     "disclaimer": 0.87,
@@ -135,6 +138,7 @@ def parts_of(given: argparse.Namespace) -> dict[str, Callable[[], dict[str, Any]
         given.guard,
         settings,
     )
+    encoder = settings.get("backbone", RulesConfig.model_fields["backbone"].default)
     beside = "beside a scorer" if given.scorer else "beside no reward"
     way = ", ".join([beside, *given.set])
     usual = arguments()
@@ -145,11 +149,12 @@ def parts_of(given: argparse.Namespace) -> dict[str, Callable[[], dict[str, Any]
     ]
     chosen = [f"judged on {given.judge}", *(["by a scorer that was given"] if given.scorer else [])]
     return {
-        "split": lambda: graded(wanted, [None]),
-        "cross_validated": lambda: graded(wanted, list(range(FOLDS))),
+        "split": lambda: {encoder: graded(wanted, [None])},
+        "cross_validated": lambda: {encoder: graded(wanted, list(range(FOLDS)))},
         "order": lambda: {way: order(wanted, other_wordings=False)},
         "wordings": lambda: {way: order(wanted, other_wordings=True)},
         "best_of_n": lambda: {", ".join([*changed, *chosen, *given.set]): best_of_n(wanted)},
+        "best_of_six": lambda: {", ".join([*chosen, *given.set]): best_of_six(wanted, ANSWERED)},
     }
 
 
@@ -177,7 +182,7 @@ def main() -> None:
             found = measure[part]()
         except (EquipoiseError, RunStoppedError) as exc:
             raise SystemExit(f"error: {part}: {exc}") from exc
-        result[part] = result.get(part, {}) | found if part in SIDE_BY_SIDE else found
+        result[part] = result.get(part, {}) | found
         save("rules", result)
         print(json.dumps({part: found}), flush=True)
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from rules_judged import Judges, Pool, compared, judge
+from rules_judged import Judges, Pool, compared, fit_grader, judge_by_guard, judge_tone, judged
 from rules_steps import LAYERS, done, encoder_of, gold, prompt_of, written
 
 from equipoise.data.rows import read_rows
@@ -38,10 +38,12 @@ from equipoise.lineage import write_text
 from equipoise.pipeline.rules import TRAIN_RULES, RulesConfig, built_in_prompts
 from equipoise.protocols import Reward, Sampling
 from equipoise.records import Exchange, Pair
+from equipoise.stats import Floats
 from equipoise.training.scorer import TRAIN_SCORER, ScorerConfig
 
 KINDS = {"data/custom": True, "data_harmless/custom": False}
 """Subsets of `llm_safeguard.jsonl`, and whether they ask for harm; the others are their look-alikes."""
+UNDER_THE_SYSTEM_PROMPT = "under the system prompt"
 SAMPLING = {"temperature": 0.8, "max_new_tokens": 48}
 LECTURE: list[dict[str, str]] = [
     {
@@ -80,32 +82,69 @@ class Wanted(NamedTuple):
     """Of `train rules`."""
 
 
+class Halves(NamedTuple):
+    """The labelled rows: who chooses learns from one half, who judges from the other."""
+
+    of_rules: list[Exchange]
+    of_judge: list[Exchange]
+
+
+def halves(wanted: Wanted) -> Halves:
+    """Split the labelled rows by chance."""
+    rows = gold(wanted.data / "rbr_gold.jsonl")
+    chance = np.random.default_rng(0).permutation(len(rows))
+    half = len(rows) // 2
+    return Halves([rows[i] for i in chance[:half]], [rows[i] for i in chance[half:]])
+
+
+def prompts_seen(labelled: Halves, preferences: Sequence[Pair]) -> set[str]:
+    """Prompts that something learned from."""
+    rows = (*labelled.of_rules, *labelled.of_judge, *preferences)
+    return {prompt_of(row) for row in rows} | built_in_prompts(10_000).keys()
+
+
 def best_of_n(wanted: Wanted) -> dict[str, Any]:
     """Train what chooses, let the model write, choose, judge."""
     if wanted.samples < 2 or wanted.samples % 2:
         raise SystemExit(f"--samples: expected an even number, got {wanted.samples}")
-    rows = gold(wanted.data / "rbr_gold.jsonl")
-    chance = np.random.default_rng(0).permutation(len(rows))
-    half = len(rows) // 2
-    of_rules, of_judge = ([rows[i] for i in places] for places in (chance[:half], chance[half:]))
-    preferences = read_preferences(wanted.data)
-    seen = {prompt_of(row) for row in (*rows, *preferences)} | built_in_prompts(10_000).keys()
+    labelled, preferences = halves(wanted), read_preferences(wanted.data)
+    seen = prompts_seen(labelled, preferences)
     pool = write_pool(wanted, choose_prompts(wanted.data / "llm_safeguard.jsonl", wanted.prompts, seen))
-    judges = Judges(wanted.judge, wanted.settings.get("layers", LAYERS), wanted.guard, wanted.runs)
-    judged, errors = judge(judges, pool, of_judge, of_rules)
-    rewards = train_rewards(wanted, of_rules, preferences)
-    chosen = {name: choose(pool, reward) for name, reward in rewards.items()}
-    return {
+    told = {
         "candidates": {
             "model": wanted.model,
             "prompts": len(pool.asked),
             "of_each": wanted.samples,
             "half_of_them_written_under": LECTURE,
             **SAMPLING,
-        },
+        }
+    }
+    lecture = np.zeros((len(pool.asked), wanted.samples))
+    lecture[:, pool.parts[UNDER_THE_SYSTEM_PROMPT]] = 1
+    harm = judge_by_guard(wanted.guard, pool) | {"from_the_system_prompt": lecture}
+    return told | choose_and_judge(wanted, pool, harm, labelled, preferences)
+
+
+def choose_and_judge(
+    wanted: Wanted, pool: Pool, harm: Mapping[str, Floats], labelled: Halves, preferences: Sequence[Pair]
+) -> dict[str, Any]:
+    """Let every way choose from the pool, and tell what was chosen.
+
+    Args:
+        wanted: What is measured.
+        pool: The candidates.
+        harm: Whether each is `harmful`, and whether it is a `refusal`.
+        labelled: What the graders of the rules, and those of the judge, learn from.
+        preferences: What the reward learns from.
+    """
+    judges = Judges(wanted.judge, wanted.settings.get("layers", LAYERS), wanted.runs)
+    grader, errors = fit_grader(judges, labelled.of_judge, labelled.of_rules)
+    rewards = train_rewards(wanted, labelled.of_rules, preferences)
+    chosen = {name: choose(pool, reward) for name, reward in rewards.items()}
+    return {
         "reward": "given" if wanted.scorer else "a scorer of human preferences for help, on a frozen encoder",
         "judge": errors,
-        **compared(pool, judged, chosen),
+        **compared(pool, judged(judge_tone(grader, pool), harm, pool), chosen),
     }
 
 
@@ -148,9 +187,11 @@ def choose_prompts(path: Path, count: int, seen: set[str]) -> list[dict[str, Any
 
 def write_pool(wanted: Wanted, prompts: Sequence[Mapping[str, Any]]) -> Pool:
     """Let the model answer, plainly and under the system prompt."""
+    half = wanted.samples // 2
     pool = Pool(
         [Asked(p["id"], [{"role": "user", "content": p["prompt"]}], p["is_harmful"]) for p in prompts],
         [[] for _ in prompts],
+        {"plain": slice(None, half), UNDER_THE_SYSTEM_PROMPT: slice(half, None)},
     )
     for name, before in (("plain", []), ("lecture", LECTURE)):
         file = wanted.runs / f"prompts-{name}.jsonl"
@@ -160,7 +201,7 @@ def write_pool(wanted: Wanted, prompts: Sequence[Mapping[str, Any]]) -> Pool:
             {
                 "models": [wanted.model],
                 "prompts": file,
-                "sampling": {**SAMPLING, "samples": wanted.samples // 2},
+                "sampling": {**SAMPLING, "samples": half},
             }
         )
         place, _ = done(wanted.runs, GENERATE, config)

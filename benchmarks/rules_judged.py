@@ -17,7 +17,8 @@ from equipoise.models.checkpoints import load_tensors
 from equipoise.models.windows import TextPair
 from equipoise.moderation.guard import load_guard
 from equipoise.records import Exchange, text_of
-from equipoise.rewards.grading import Features, Heads, Reader, TrainedGrader, fit_heads, fit_reader
+from equipoise.rewards.grading import Heads, TrainedGrader, fit_heads
+from equipoise.rewards.reading import Features, Reader, fit_reader
 from equipoise.rewards.rules import load_rule_set
 from equipoise.stats import Floats, bootstrap_mean, f1, paired_difference
 
@@ -28,11 +29,13 @@ DRAWS = 2000
 
 
 class Pool(NamedTuple):
-    """Candidates; the last half of each prompt's was written under the system prompt."""
+    """Candidates."""
 
     asked: list[Asked]
     texts: list[list[str]]
     """[N][S]"""
+    parts: dict[str, slice]
+    """Who wrote which of the candidates of every prompt."""
 
     @property
     def exchanges(self) -> list[Exchange]:
@@ -46,7 +49,6 @@ class Judges(NamedTuple):
     encoder: str
     """That the graders read through."""
     layers: int
-    guard: str
     runs: Path
 
 
@@ -83,55 +85,64 @@ def agreement(said: Any, truth: Any) -> dict[str, float | None]:
     }
 
 
-def judge(
-    judges: Judges, pool: Pool, learned: Sequence[Exchange], others: Sequence[Exchange]
-) -> tuple[dict[str, Floats], dict[str, Any]]:
-    """Judge all candidates, [N, S] for each question; and tell the graders' errors."""
-    grader, errors = fit_grader(judges, learned, others)
+def judge_tone(grader: TrainedGrader, pool: Pool) -> Floats:
+    """Whether each candidate judges who asks, as a grader says, [N, S]."""
+    found = grader(pool.exchanges)[:, load_rule_set("style").names.index("judges_user")] > 0.5
+    return found.astype(np.float64).reshape(len(pool.asked), -1)
+
+
+def judge_by_guard(guard: str, pool: Pool) -> dict[str, Floats]:
+    """Whether each candidate is harmful and whether it refuses, as a guard says, [N, S]."""
     exchanges = pool.exchanges
-    judgemental = grader(exchanges)[:, load_rule_set("style").names.index("judges_user")] > 0.5
-    reading = load_guard(judges.guard).read([TextPair(text_of(e.prompt), e.response) for e in exchanges])
+    reading = load_guard(guard).read([TextPair(text_of(e.prompt), e.response) for e in exchanges])
     every = range(len(exchanges))
-    refuses = np.array([reading.refusal_verdict(i).refusal != "none" for i in every])
-    shape = (len(pool.asked), len(pool.texts[0]))
-    half = shape[1] // 2
     found = {
-        "judgemental": judgemental,
-        "judgemental_refusal": judgemental & refuses,
         "harmful": np.array([not reading.verdict(i).is_safe for i in every]),
-        "refusal": refuses,
-        "from_the_system_prompt": np.tile(np.arange(shape[1]) >= half, shape[0]),
-        "words": np.array([len(e.response.split()) for e in exchanges]),
+        "refusal": np.array([reading.refusal_verdict(i).refusal != "none" for i in every]),
     }
-    return {name: column.astype(np.float64).reshape(shape) for name, column in found.items()}, errors
+    return {name: column.astype(np.float64).reshape(len(pool.asked), -1) for name, column in found.items()}
 
 
-def compared(pool: Pool, judged: Mapping[str, Floats], chosen: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+def judged(tone: Floats, harm: Mapping[str, Floats], pool: Pool) -> dict[str, Floats]:
+    """All that is asked of the candidates, [N, S] for each question.
+
+    Args:
+        tone: Whether a candidate judges who asks.
+        harm: Whether it is `harmful`, and whether it is a `refusal`.
+        pool: The candidates.
+    """
+    words = [[float(len(text.split())) for text in row] for row in pool.texts]
+    both = {"judgemental": tone, "judgemental_refusal": tone * harm["refusal"]}
+    return {**both, **harm, "words": np.array(words)}
+
+
+def compared(
+    pool: Pool, answers: Mapping[str, Floats], chosen: Mapping[str, Sequence[int]]
+) -> dict[str, Any]:
     """Rates of the candidates and of what was chosen, and the differences between ways of choosing.
 
     Args:
         pool: The candidates.
-        judged: Question -> [N, S].
+        answers: Question -> [N, S].
         chosen: Way of choosing -> place of the chosen candidate of each prompt.
     """
-    rows, half = np.arange(len(pool.asked)), len(pool.texts[0]) // 2
-    values = {RANDOM: {question: table.mean(axis=1) for question, table in judged.items()}}
+    rows = np.arange(len(pool.asked))
+    values = {RANDOM: {question: table.mean(axis=1) for question, table in answers.items()}}
     for way, places in chosen.items():
-        values[way] = {question: table[rows, list(places)] for question, table in judged.items()}
-    parts = {"plain": slice(None, half), "under the system prompt": slice(half, None)}
+        values[way] = {question: table[rows, list(places)] for question, table in answers.items()}
     pairs = [(way, RANDOM) for way in chosen] + [(way, "reward") for way in chosen if way != "reward"]
     everywhere = np.ones(len(rows), dtype=bool)
     return {
         "rates_of_candidates": {
             part: {
                 question: mean(pool, table[:, some].mean(axis=1), everywhere)
-                for question, table in judged.items()
+                for question, table in answers.items()
             }
-            for part, some in parts.items()
+            for part, some in pool.parts.items()
         },
         "rates_of_chosen": {way: by_kind(pool, found, mean) for way, found in values.items()},
         "differences": {
-            f"{x} less {y}": by_kind(pool, {q: (values[x][q], values[y][q]) for q in judged}, difference)
+            f"{x} less {y}": by_kind(pool, {q: (values[x][q], values[y][q]) for q in answers}, difference)
             for x, y in pairs
         },
     }
@@ -144,6 +155,7 @@ def by_kind(pool: Pool, found: Mapping[str, Any], measure: Callable[..., Any]) -
     return {
         kind: {question: measure(pool, values, here) for question, values in found.items()}
         for kind, here in kinds.items()
+        if here.any()
     }
 
 

@@ -18,7 +18,8 @@ from equipoise.lineage import Manifest, Run, Step, identify, produce
 from equipoise.models.backbone import load_encoder
 from equipoise.models.checkpoints import load_tensors, save_tensors
 from equipoise.records import Exchange, Record, text_of
-from equipoise.rewards.grading import Features, Floats, Inputs, fit_heads, fit_reader
+from equipoise.rewards.grading import fit_heads
+from equipoise.rewards.reading import Features, Floats, Inputs, fit_reader
 from equipoise.rewards.rules import load_rule_set
 
 FEATURES_FILE, GRADES_FILE = "features.safetensors", "grades.npz"
@@ -124,5 +125,5 @@ def grade_held_back(config: GradeConfig, run: Run) -> None:
     np.savez(run.out / GRADES_FILE, test=test, ours=grades(whole), theirs=grades(words))
 
 
-FEATURES = Step("benchmark.rules.features", 1, compute_features, config=FeaturesConfig)
-GRADE = Step("benchmark.rules.grade", 1, grade_held_back, config=GradeConfig)
+FEATURES = Step("benchmark.rules.features", 2, compute_features, config=FeaturesConfig)
+GRADE = Step("benchmark.rules.grade", 3, grade_held_back, config=GradeConfig)

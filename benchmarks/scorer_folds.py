@@ -12,7 +12,8 @@ unsafe against safe answers. Intervals are 95 %, from resampling whole prompts.
 The folds are drawn so that no prompt is on two sides. For the PKU rows they are drawn pair by pair as well:
 there 480 prompts have 1,503 pairs and answers come in several of them, so that much of what is scored stands
 in the training part too, which the result counts. This way measures memory. It stands beside the other to
-show by how much, and is no result.
+show by how much, and is no result. `pku, by prompt, beside safe answers` has the same folds; there all learn
+from single safe answers too, of `pku_saferlhf_safe_sft`, to prompts of which the fold scores none.
 
 `--join` measures the scorers of a call together as well: the mean of their costs, each over its spread among
 all answers (`models ensemble --cost mean` measures it on answers of the training pairs). What is done is not
@@ -36,7 +37,7 @@ from equipoise.data.io import read_records, write_records
 from equipoise.errors import EquipoiseError, RunStoppedError
 from equipoise.evaluation.pair_scores import PairScores
 from equipoise.lineage import Manifest, Step, identify, produce
-from equipoise.records import Pair
+from equipoise.records import Exchange, Pair
 from equipoise.stats import Estimate, Floats, Indices, auroc, bootstrap, bootstrap_mean, paired_difference
 
 DRAWS = 2000
@@ -58,11 +59,11 @@ def done(folder: Path, step: Step, config: Config) -> tuple[Path, Manifest]:
     return place, produce(place, step, config, identity=identity).manifest
 
 
-def written(place: Path, pairs: Sequence[Pair]) -> Path:
-    """Write pairs where they do not stand already; a run is known by what its inputs hold."""
-    if not place.exists() or list(read_records(place, Pair)) != list(pairs):
+def written(place: Path, records: Sequence[Pair] | Sequence[Exchange]) -> Path:
+    """Write records where they do not stand already; a run is known by what its inputs hold."""
+    if not place.exists() or list(read_records(place, type(records[0]))) != list(records):
         place.parent.mkdir(parents=True, exist_ok=True)
-        write_records(place, pairs)
+        write_records(place, records)
     return place
 
 
@@ -89,7 +90,8 @@ def run_folds(split: Split, folder: Path, count: int, scorer: Mapping[str, Any] 
     if (kind.get("trunk"), kind.get("tune")) == ("pooled", "frozen"):
         given = {name: kind[name] for name in ("backbone", "depth", "layers") if name in kind}
         everything = written(folder / "all.jsonl", split.pairs)
-        config = FeaturesConfig(pairs=everything, **given)
+        single = written(folder / "beside.jsonl", split.beside) if split.beside else None
+        config = FeaturesConfig(pairs=everything, exchanges=single, **given)
         features, manifest = done(folder.parent / "features", FEATURES, config)
         steps.append(manifest)
     parts = []
@@ -118,11 +120,14 @@ def joined(members: Sequence[Folds]) -> Folds:
 
 
 def parts_of(split: Split, folder: Path, k: int) -> dict[str, Path]:
-    """Files of the pairs to learn from and to score."""
-    return {
+    """Files of the pairs to learn from and to score, and of single answers to learn from where there are."""
+    found = {
         part: written(folder / f"{part}-{k}.jsonl", [split.pairs[i] for i in rows])
         for part, rows in zip(("train", "test"), split.folds[k], strict=True)
     }
+    if split.beside:
+        found["beside"] = written(folder / f"beside-{k}.jsonl", split.learned_beside(k))
+    return found
 
 
 def compared(split: Split, places: Indices, ours: Scores, theirs: Scores) -> dict[str, Any]:
@@ -200,7 +205,8 @@ def measure(
         "pairs": len(split.pairs),
         "prompts": len(set(split.prompts)),
         "to_be_ordered": seen_before(split),
-        **({} if SPLITS[name][1] else {"note": AT_RANDOM}),
+        **({"beside": len(split.beside)} if split.beside else {}),
+        **({} if SPLITS[name].by_prompt else {"note": AT_RANDOM}),
     }
     peer = run_folds(split, folder, count, None)
     told.setdefault("tfidf_took", {})[f"{count} folds"] = peer.took

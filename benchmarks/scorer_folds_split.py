@@ -1,14 +1,14 @@
 """The rows of `scorer_folds.py`, and how they are split into folds."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from sklearn.model_selection import GroupKFold, KFold
 
 from equipoise.data.rows import read_rows
 from equipoise.data.sources import import_records
 from equipoise.data.splits import normalise_prompt
-from equipoise.records import Pair, text_of
+from equipoise.records import Exchange, Pair, text_of
 from equipoise.stats import Indices
 
 FOLDS = 5
@@ -16,16 +16,34 @@ FILES = {
     "pku_saferlhf_pairs": "CC-BY-NC-4.0",
     "pku_saferlhf_mini": "CC-BY-NC-4.0",
     "hh_harmless_test": "MIT",
+    "pku_saferlhf_safe_sft": "CC-BY-NC-4.0",
 }
 """Files of rows, and the licence of each."""
 ORDERED = ("pku_saferlhf_pairs", "hh_harmless_test")
 """Files whose pairs are to be put in order."""
-SPLITS: dict[str, tuple[tuple[str, ...], bool]] = {
-    "pku, by prompt": (("pku_saferlhf_pairs", "pku_saferlhf_mini"), True),
-    "pku, at random": (("pku_saferlhf_pairs", "pku_saferlhf_mini"), False),
-    "hh_harmless, by prompt": (("hh_harmless_test",), True),
+
+
+R = TypeVar("R", Pair, Exchange)
+
+
+class Kind(NamedTuple):
+    """How rows are split."""
+
+    files: tuple[str, ...]
+    """Which are split together."""
+    by_prompt: bool = True
+    """Whether a prompt stays on one side."""
+    beside: str | None = None
+    """A file of single answers that are learned from and never scored."""
+
+
+PKU = ("pku_saferlhf_pairs", "pku_saferlhf_mini")
+SPLITS = {
+    "pku, by prompt": Kind(PKU),
+    "pku, by prompt, beside safe answers": Kind(PKU, beside="pku_saferlhf_safe_sft"),
+    "pku, at random": Kind(PKU, by_prompt=False),
+    "hh_harmless, by prompt": Kind(("hh_harmless_test",)),
 }
-"""Name -> the files, which are split together, and whether a prompt stays on one side."""
 AT_RANDOM = (
     "not a result: prompts and repeated answers lie on both sides, as `to_be_ordered` counts; what a model"
     " does better here than by prompt is remembered"
@@ -40,6 +58,14 @@ class Split(NamedTuple):
     """Whether a pair is of those to be put in order."""
     folds: list[tuple[Indices, Indices]]
     """Places to learn from, and to score."""
+    beside: list[Exchange]
+    """Single answers to learn from, none of which is an answer of a pair to the same prompt."""
+
+    def learned_beside(self, fold: int) -> list[Exchange]:
+        """Single answers to learn from in a fold: those to prompts of which it scores none."""
+        prompts = self.prompts
+        scored = {prompts[i] for i in self.folds[fold][1]}
+        return [row for row in self.beside if normalise_prompt(text_of(row.prompt)) not in scored]
 
     @property
     def prompts(self) -> list[str]:
@@ -49,20 +75,31 @@ class Split(NamedTuple):
 
 def read_split(data: Path, name: str) -> Split:
     """Read the files of a split and draw its folds."""
-    files, by_prompt = SPLITS[name]
+    kind = SPLITS[name]
     pairs: list[Pair] = []
     is_ordered: list[bool] = []
-    for file in files:
-        rows = import_records("jsonl", read_rows(data / f"{file}.jsonl"), licence=FILES[file])
-        found = [row.model_copy(update={"source": file}) for row in rows if isinstance(row, Pair)]
+    for file in kind.files:
+        found = read_file(data, file, Pair)
         pairs += found
         is_ordered += [file in ORDERED] * len(found)
-    split = Split(pairs, is_ordered, [])
-    kind = GroupKFold if by_prompt else KFold
-    folds = kind(FOLDS, shuffle=True, random_state=0).split(
-        pairs, groups=split.prompts if by_prompt else None
-    )
-    return split._replace(folds=list(folds))
+    split = Split(pairs, is_ordered, [], [])
+    draw = GroupKFold if kind.by_prompt else KFold
+    groups = split.prompts if kind.by_prompt else None
+    folds = draw(FOLDS, shuffle=True, random_state=0).split(pairs, groups=groups)
+    known = {
+        (prompt, answer.response)
+        for prompt, pair in zip(split.prompts, pairs, strict=True)
+        for answer in pair.answers
+    }
+    beside = [] if kind.beside is None else read_file(data, kind.beside, Exchange)
+    new = [row for row in beside if (normalise_prompt(text_of(row.prompt)), row.response) not in known]
+    return split._replace(folds=list(folds), beside=new)
+
+
+def read_file(data: Path, file: str, kind: type[R]) -> list[R]:
+    """Read the rows of one kind."""
+    rows = import_records("jsonl", read_rows(data / f"{file}.jsonl"), licence=FILES[file])
+    return [row.model_copy(update={"source": file}) for row in rows if isinstance(row, kind)]
 
 
 def seen_before(split: Split) -> dict[str, int]:

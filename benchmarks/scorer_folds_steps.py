@@ -44,6 +44,7 @@ class FeaturesConfig(Config):
     """Settings of the features."""
 
     pairs: InputPath
+    exchanges: InputPath | None = None
     backbone: ModelRef
     depth: int | None = None
     layers: int = 6
@@ -52,21 +53,23 @@ class FeaturesConfig(Config):
 def compute_features(config: FeaturesConfig, run: Run) -> None:
     """Write the features of every answer, each text once, with what they are found by."""
     pairs = list(read_records(config.pairs, Pair))
-    run.licences |= {pair.licence for pair in pairs}
+    answers = [*answers_of(pairs), *single(config.exchanges)]
+    run.licences |= {answer.licence for answer in answers}
     backbone = load_trunk("pooled", config.backbone, depth=config.depth)
-    windows = {key(window): window for window in encoded(backbone.tokenizer, pairs)}
+    windows = {key(window): window for window in encoded(backbone.tokenizer, answers)}
     features = embed(PooledFeatures(backbone.model, config.layers), list(windows.values()))
     save_tensors(run.out / FILE, {"keys": torch.tensor(list(windows)), "features": features})
-    run.notes |= {"answers": 2 * len(pairs), "texts": len(windows)}
+    run.notes |= {"answers": len(answers), "texts": len(windows)}
 
 
-def encoded(tokenizer: Any, pairs: Sequence[Pair]) -> list[PairIds]:
-    """Answers 0 and 1 of each pair in turn, as `train scorer` reads them."""
-    return [
-        encode_pair(tokenizer, TextPair(text_of(pair.prompt), answer.response))
-        for pair in pairs
-        for answer in pair.answers
-    ]
+def single(path: Path | None) -> list[Exchange]:
+    """Single answers of a file; none without one."""
+    return [] if path is None else list(read_records(path, Exchange))
+
+
+def encoded(tokenizer: Any, answers: Sequence[Exchange]) -> list[PairIds]:
+    """Answers as `train scorer` reads them."""
+    return [encode_pair(tokenizer, TextPair(text_of(a.prompt), a.response)) for a in answers]
 
 
 def key(window: PairIds) -> int:
@@ -91,6 +94,8 @@ class FoldConfig(Config):
 
     train: InputPath
     test: InputPath
+    beside: InputPath | None = None
+    """Single answers to learn from too."""
     scorer: dict[str, Any] | None = None
     """Settings of `train scorer`; the baseline where None."""
     features: InputPath | None = None
@@ -101,10 +106,11 @@ def score_fold(config: FoldConfig, run: Run) -> None:
     """Learn from one part, and write the scores of the other; a scorer lies with them."""
     test = list(read_records(config.test, Pair))
     if config.scorer is None:
-        scores = baseline(list(read_records(config.train, Pair)), test)
+        scores = baseline(list(read_records(config.train, Pair)), single(config.beside), test)
     else:
         embedder = embed if config.features is None else remembered(config.features)
-        given = {"pairs": [str(config.train)], **config.scorer}
+        beside = {} if config.beside is None else {"exchanges": [str(config.beside)]}
+        given = {"pairs": [str(config.train)], **beside, **config.scorer}
         train_scorer(parse_config(ScorerConfig, given, "scorer"), run, embedder)
         found = costs(run.out, test, None if config.features is None else embedder)
         scores = Scores(found, found)
@@ -124,17 +130,17 @@ def costs(folder: Path, pairs: Sequence[Pair], embedder: Embedder | None) -> Flo
         scored = load_scorer(folder)(answers_of(pairs))
         return np.array([one.cost.value for one in scored if one.cost]).reshape(-1, 2)
     model = load_scorer_model(folder)
-    features = embedder(model.trunk, encoded(model.tokenizer, pairs))  # type: ignore[arg-type]
+    features = embedder(model.trunk, encoded(model.tokenizer, answers_of(pairs)))  # type: ignore[arg-type]
     _, cost = model(features.to(next(model.heads.parameters()).device))
     found: Floats = cost.double().cpu().view(-1, 2).numpy()
     return found
 
 
-def baseline(train: Sequence[Pair], test: Sequence[Pair]) -> Scores:
+def baseline(train: Sequence[Pair], beside: Sequence[Exchange], test: Sequence[Pair]) -> Scores:
     """A ranker's scores of the order, and a classifier's of the sign where answers have labels."""
     first = safer_scores([pair for pair in train if pair.safer in (0, 1)], test)
     order = np.stack([first, np.zeros_like(first)], axis=1)
-    known = [answer for answer in answers_of(train) if answer.is_safe is not None]
+    known = [answer for answer in (*answers_of(train), *beside) if answer.is_safe is not None]
     if not known:
         return Scores(order, np.full_like(order, np.nan))
     return Scores(order, unsafe_scores(known, answers_of(test)).reshape(-1, 2))

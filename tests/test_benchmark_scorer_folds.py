@@ -29,7 +29,7 @@ def scripts(load_scripts: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Rows of our own in the three files; `pku_saferlhf_pairs` has four pairs of four answers to a prompt."""
+    """Rows of our own in the files; `pku_saferlhf_pairs` has four pairs of four answers to a prompt."""
     place = tmp_path_factory.mktemp("data")
     draw = random.Random(0)
 
@@ -47,6 +47,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
             labels = None if name.startswith("hh") else [i % 4 < 2, i % 2 == 0]
             texts = [text(True), text(False)] if labels is None else [text(one) for one in labels]
             files[name].append(row(f"{name}-{i}", f"{name[:3]} {i}?", texts, labels))
+    prompts = [f"ask {i}?" for i in range(15)] + [f"other {i}?" for i in range(9)]
+    files["pku_saferlhf_safe_sft"] = [
+        {"id": f"sft-{i}", "prompt": prompt, "response": text(True), "is_safe": True, "label_origin": "human"}
+        for i, prompt in enumerate(prompts)
+    ]
+    known = files["pku_saferlhf_pairs"][0]  # as an answer of a pair
+    files["pku_saferlhf_safe_sft"][0] |= {"prompt": known["prompt"], "response": known["response_0"]}
     for name, rows in files.items():
         draw.shuffle(rows)
         (place / f"{name}.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows), "utf-8")
@@ -103,6 +110,27 @@ def test_a_fold_is_scored_by_what_train_scorer_makes_of_the_other_rows(
     assert scores.sign.tolist() == scores.order.tolist()
 
 
+def test_single_answers_are_learned_from_only_where_their_prompt_is_not_scored(
+    scripts: Any, data: Path, small: dict[str, Any], tmp_path: Path
+) -> None:
+    module = scripts["scorer_folds"]
+    alone = module.read_split(data, "pku, by prompt")
+    split = module.read_split(data, "pku, by prompt, beside safe answers")
+    assert split.pairs == alone.pairs
+    assert [test.tolist() for _, test in split.folds] == [test.tolist() for _, test in alone.folds]
+    assert len(split.beside) == 23  # of 24 one is an answer of a pair to its prompt
+    for k, (_, test) in enumerate(split.folds):
+        learned, scored = split.learned_beside(k), {split.pairs[i].prompt for i in test}
+        assert [row for row in split.beside if row.prompt not in scored] == learned
+        assert 9 <= len(learned) < 23
+    known, more = (
+        module.run_folds(one, tmp_path / name, 1, small)
+        for name, one in (("alone", alone), ("beside", split))
+    )
+    assert known.places.tolist() == more.places.tolist()
+    assert known.scores.sign.tolist() != more.scores.sign.tolist()
+
+
 def test_order_and_sign_are_those_of_the_pairs_by_hand(scripts: Any) -> None:
     module = scripts["scorer_folds"]
     unsafe = [(True, False), (False, True), (False, False)]
@@ -115,7 +143,7 @@ def test_order_and_sign_are_those_of_the_pairs_by_hand(scripts: Any) -> None:
         )
         for i, (one, other) in enumerate(unsafe)
     ]
-    split = module.Split(pairs, [True, True, False], [])
+    split = module.Split(pairs, [True, True, False], [], [])
     ours = np.array([[3.0, 1.0], [2.0, 4.0], [0.0, 5.0]])  # both in order
     theirs = np.array([[3.0, 1.0], [4.0, 2.0], [0.0, 0.0]])
     both = [module.Scores(scores, scores) for scores in (ours, theirs)]

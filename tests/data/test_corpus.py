@@ -42,7 +42,7 @@ def requests() -> list[Prompt]:
     return cast(list[Prompt], corpus("requests"))
 
 
-@pytest.mark.parametrize(("part", "least"), [("look_alikes", 8), ("requests", 86)])
+@pytest.mark.parametrize(("part", "least"), [("look_alikes", 8), ("requests", 86), ("questions", 18)])
 def test_labels_of_prompts_to_learn_from_agree_with_each_other(part: str, least: int) -> None:
     rows = cast(list[Prompt], corpus(part))
     assert len({normalise_prompt(text_of(row.prompt)) for row in rows}) == len(rows)
@@ -89,6 +89,35 @@ def test_no_request_is_nearly_another_or_a_prompt_for_evaluation(requests: list[
     for (first, one), (second, other) in combinations(words.items(), 2):
         if len(one & other) > 1:
             assert overlap(one, other) < 0.75, (first, second)
+
+
+OPENERS = """Is it true that|Did you know that|Do you think|Do you believe|Is it possible|Is there|Are there|
+Why would|Why do|What is|What are|What happens|Who|When|Where can|Should I|Can|Could you|Did|Have you
+""".replace("\n", "").split("|")
+
+
+def test_harmless_and_harmful_questions_begin_in_the_same_ways() -> None:
+    rows = cast(list[Prompt], corpus("questions"))
+    openers = sorted(OPENERS, key=len, reverse=True)
+    counts = {
+        kind: Counter(
+            next(opener for opener in openers if text_of(row.prompt).startswith(opener))
+            for row in rows
+            if row.is_harmful is kind
+        )
+        for kind in (True, False)
+    }
+    for opener in openers:
+        assert 1.8 < counts[False][opener] / counts[True][opener] < 2.2, opener
+
+
+def test_no_question_is_nearly_another_or_a_prompt_of_another_part() -> None:
+    words = {row.id: words_of(text_of(row.prompt)) for row in corpus("questions")}
+    others = [words_of(text_of(row.prompt)) for part in PARTS if part != "questions" for row in corpus(part)]
+    for name, one in words.items():
+        assert max(overlap(one, other) for other in others) < 0.65, name
+    for (first, one), (second, other) in combinations(words.items(), 2):
+        assert overlap(one, other) < 0.65, (first, second)
 
 
 @pytest.mark.parametrize("part", ["prompts", "look_alikes"])

@@ -14,15 +14,12 @@ from equipoise.models.checkpoints import load_tensors, save_tensors
 from equipoise.records import Exchange
 from equipoise.rewards.grading import (
     FEWEST,
-    Features,
-    Inputs,
     TrainedGrader,
     best_threshold,
     fit_heads,
-    fit_reader,
     load_grader,
-    scale_of,
 )
+from equipoise.rewards.reading import Features, Inputs, fit_reader, scale_of, sentences
 
 
 @pytest.mark.parametrize(
@@ -45,7 +42,7 @@ def data(count: int = 120, width: int = 100) -> tuple[Inputs, np.ndarray]:
     """More inputs than rows; one proposition in the features, one in the words, a third never true."""
     rng = np.random.default_rng(0)
     x = rng.normal(0, 1, (2, count, width)) / np.sqrt(width)
-    x[:, :, 0] = rng.normal(0, 1, (2, count))
+    x[:, :, 0] = rng.normal(0, 1, (2, count))  # `features` of whole answers, and a word
     labels = np.stack([x[0, :, 0] > 0.5, x[1, :, 0] > 0, np.zeros(count)], axis=1).astype(float)
     labels[:10, 0] = np.nan
     return Inputs(*x), labels
@@ -66,17 +63,38 @@ def test_planted_propositions_are_found_and_one_without_labels_says_no() -> None
     assert min(scores[:2]) > 0.75
 
 
-def test_weights_turned_back_are_those_of_a_fit_on_the_features_themselves() -> None:
+def test_a_head_is_a_mean_of_fits_on_words_alone_with_whole_answers_and_with_sentences() -> None:
     inputs, labels = data(60, 40)
     heads, _ = fit_heads(inputs, labels[:, 1:2], range(60))
-    yes, gaps = labels[:, 1] == 1, []
-    for share in (0.0, 0.3, 1.0):
-        for strength in (3, 30):
-            model = LogisticRegression(C=strength, max_iter=5000, tol=1e-8, class_weight="balanced")
-            direct = model.fit(inputs.joined(share), yes).coef_[0]
-            direct[:40] *= share
-            gaps.append(np.linalg.norm(direct - heads.weight[0]) / np.linalg.norm(direct))
-    assert min(gaps) < 0.01
+    yes = labels[:, 1] == 1
+    whole, largest, words = inputs.features[:, :20], inputs.features[:, 20:], inputs.words
+    nothing, directions = np.zeros((60, 20)), []
+    for parts in ((nothing, nothing, words), (whole, nothing, words), (nothing, largest, words)):
+        model = LogisticRegression(C=10, max_iter=5000, tol=1e-8, class_weight="balanced")
+        directions.append(model.fit(np.hstack(parts), yes).coef_[0])
+    shares, gap, *_ = np.linalg.lstsq(np.array(directions).T, heads.weight[0])
+    assert gap[0] < 1e-4 * (heads.weight[0] ** 2).sum()  # it lies in their span
+    assert (shares > 0).all()
+
+
+def test_features_are_of_the_answer_and_the_largest_of_its_sentences(tiny_encoder: Path) -> None:
+    read = Features(load_encoder(str(tiny_encoder), device="cpu"), 2)
+    first, second = "Mix flour and water.", "Bake it for an hour."
+    both, one, two = read([answer(f"{first} {second}"), answer(first), answer(second)])
+    half = read.width // 2
+    torch.testing.assert_close(both[half:], torch.maximum(one[:half], two[:half]))
+    torch.testing.assert_close(one[half:], one[:half])
+    assert not torch.allclose(both[:half], one[:half])
+    torch.testing.assert_close(read([answer(first, "What about bread?")])[0], one)  # no prompt is read
+
+
+def test_single_words_are_no_sentences_but_for_an_answer_of_one() -> None:
+    assert sentences("No. I won't do that! e.g. this\n\n- and a list") == [
+        "I won't do that! e.g. this",
+        "- and a list",
+    ]
+    assert sentences("No.") == ["No."]
+    assert sentences("") == [""]
 
 
 def test_answers_without_labels_enough_are_refused() -> None:
@@ -87,10 +105,11 @@ def test_answers_without_labels_enough_are_refused() -> None:
 
 
 def test_a_scaled_row_is_about_as_long_as_one_of_words() -> None:
-    features = torch.randn(50, 30, generator=torch.Generator().manual_seed(0)) * 7 + 3
+    features = torch.randn(50, 60, generator=torch.Generator().manual_seed(0)) * 7 + 3
     features[:, 4] = 2.0  # says nothing, and is no division by zero
     scaled = scale_of(features)(features)
-    assert np.linalg.norm(scaled, axis=1).mean() == pytest.approx(1, abs=0.1)
+    for half in (scaled[:, :30], scaled[:, 30:]):
+        assert np.linalg.norm(half, axis=1).mean() == pytest.approx(1, abs=0.1)
     assert (scaled[:, 4] == 0).all()
 
 
@@ -98,6 +117,10 @@ SORRY, HELP = (
     "I am sorry, but I cannot help with that request {}.",
     "Mix flour, water and salt, then wait {}.",
 )
+
+
+def answer(text: str, prompt: str = "How do I bake?") -> Exchange:
+    return Exchange(id="a", prompt=prompt, response=text)
 
 
 def exchanges(count: int) -> list[Exchange]:

@@ -85,7 +85,7 @@ def test_each_category_is_known_by_itself(
 
 
 def test_pairs_without_any_label_are_an_error() -> None:
-    with pytest.raises(DataError, match="pairs: no row has a label"):
+    with pytest.raises(DataError, match="no pair or exchange has a label"):
         pair_labels([pair(better="tie", safer="tie")])
     with pytest.raises(DataError, match="category_weight: no answer has a category"):
         pair_labels([pair(SAFE, SAFE)], categories=True)

@@ -8,9 +8,9 @@
         with: {exchanges: [...], optim: {seed: "${settings.seed}"}}
     publish: {report.html: "${steps.report}/report.html"}
 
-`${builtin.exchanges}`, `.pairs`, `.prompts`, `.look_alikes` and `.requests` are the files of the built-in
-corpus. A finished step with the same inputs is skipped, a half-done one is resumed, and changed settings
-make new folders beside the old ones, so nothing that was done is lost.
+`${builtin.exchanges}`, `.pairs`, `.prompts`, `.look_alikes`, `.requests` and `.questions` are the files of
+the built-in corpus. A finished step with the same inputs is skipped, a half-done one is resumed, and changed
+settings make new folders beside the old ones, so nothing that was done is lost.
 
 `steps` names what a recipe can do, `recipe` reads one, `references` resolves `${...}`, `run` runs it
 and `summary` writes what the whole run was.

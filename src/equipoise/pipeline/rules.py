@@ -198,7 +198,8 @@ def _train_grader(
     config: RulesConfig, rules: RuleSet, run: Run
 ) -> tuple[Grader, TrainedBy, dict[str, float]]:
     from equipoise.models.backbone import load_encoder
-    from equipoise.rewards.grading import Features, TrainedGrader, fit_heads, fit_reader
+    from equipoise.rewards.grading import TrainedGrader, fit_heads
+    from equipoise.rewards.reading import Features, fit_reader
 
     exchanges = [e for path in config.exchanges for e in read_records(path, Exchange)]
     if not exchanges:
@@ -245,4 +246,4 @@ def _card(
     return "\n".join(lines)
 
 
-TRAIN_RULES = Step("train.rules", 1, train_rules, config=RulesConfig)
+TRAIN_RULES = Step("train.rules", 2, train_rules, config=RulesConfig)

@@ -1,68 +1,47 @@
 """Graders that were trained: one linear head per proposition, on a frozen model's features and on words.
 
-Some propositions are a matter of wording ("I'm sorry"), which a mean over tokens blurs; others of meaning,
-which counts of words miss. So a head reads both: the pooled features of `models/features.py` and TF-IDF of
-the answer's words and word pairs. What each counts for, how strongly a head is held back, and where its yes
-begins, come from cross-validation in which the answers to one prompt stay together.
+A head is the mean of three: on the answer's words alone, with features of the whole answer, and with those
+of its sentences; see `reading`. What each of the three counts for, and where a yes begins, come from
+cross-validation in which the answers to one prompt stay together. A yes begins half-way between log-odds of
+0, where it would if yes and no were as many, and what gave the best F1 there: that hangs on few answers.
 
-Shapes: N answers, P propositions, F features, W words.
+Shapes: N answers, P propositions, F features of a text, W words.
 """
 
-import math
 from collections.abc import Hashable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import average_precision_score
 from sklearn.model_selection import StratifiedGroupKFold
 
 from equipoise.errors import DataError, ModelError
 from equipoise.models.backbone import Backbone
 from equipoise.models.checkpoints import load_tensors, require_all, save_tensors
-from equipoise.models.features import PooledFeatures, TextPair, embed, encode_pair
-from equipoise.records import Exchange, text_of
+from equipoise.records import Exchange
+from equipoise.rewards.reading import Features, Floats, Inputs, Reader, Scale, tfidf
 from equipoise.rewards.rules import Grades
-from equipoise.stats import f1
-
-Floats = NDArray[np.float64]
+from equipoise.stats import auroc, f1
 
 FEWEST = 8
 """Answers of which a proposition must be true, and false, for a head to be trained."""
 
-_FOLDS = 4
-_STRENGTHS = (3.0, 30.0)
-"""Inverse weights of the squared weights."""
-_SHARES = (0.0, 0.3, 1.0)
-"""What the features count for beside the words."""
+_FOLDS, _DRAWS = 4, 4
+_STRENGTH = 10.0
+"""Inverse weight of the squared weights."""
 _NEARLY = 0.98
 _FILE = "weights.safetensors"
 _TENSORS = ("weight", "bias", "trained", "scale.mean", "scale.std", "words.idf", "words.terms")
-
-
-class Inputs(NamedTuple):
-    """What heads read of N answers."""
-
-    features: Floats
-    """[N, F]"""
-    words: Floats
-    """[N, W]"""
-
-    def joined(self, share: float) -> Floats:
-        """Both side by side, the features times `share`, [N, F + W]."""
-        found: Floats = np.hstack([share * self.features, self.words])
-        return found
 
 
 class Heads(NamedTuple):
     """Linear heads; a head that was not trained says no."""
 
     weight: Floats
-    """[P, F + W]"""
+    """[P, 2 F + W]"""
     bias: Floats
     """[P] at which a yes begins at log-odds of 0."""
     trained: NDArray[np.bool_]
@@ -70,7 +49,7 @@ class Heads(NamedTuple):
 
     def __call__(self, inputs: Inputs) -> Grades:
         """Grades of N answers, [N, P]."""
-        logits = inputs.joined(1.0) @ self.weight.T + self.bias
+        logits = inputs.joined @ self.weight.T + self.bias
         found: Grades = np.where(self.trained, 1 / (1 + np.exp(-np.clip(logits, -50, 50))), 0.0)
         return found
 
@@ -91,28 +70,27 @@ def fit_heads(inputs: Inputs, labels: Floats, prompts: Sequence[Hashable]) -> tu
     """
     number: dict[Hashable, int] = {}
     groups = np.array([number.setdefault(prompt, len(number)) for prompt in prompts])
-    spans = [_span(inputs.joined(share)) for share in _SHARES]
-    count, width = labels.shape[1], inputs.joined(1.0).shape[1]
-    heads = Heads(np.zeros((count, width)), np.zeros(count), np.zeros(count, dtype=np.bool_))
+    joined, views = inputs.joined, inputs.views
+    spans = [_span(joined[:, columns]) for columns in views]
+    count = labels.shape[1]
+    heads = Heads(np.zeros((count, joined.shape[1])), np.zeros(count), np.zeros(count, dtype=np.bool_))
     scores = [float("nan")] * count
     for place, column in enumerate(labels.T):
         rated = ~np.isnan(column)
         yes = column[rated] == 1
         if min(yes.sum(), (~yes).sum()) < FEWEST:
             continue
-        tried = [
-            _try_head(span.rows[rated], yes, groups[rated], strength)
-            for span in spans
-            for strength in _STRENGTHS
-        ]
-        best = max(range(len(tried)), key=lambda i: tried[i].ranking)
-        which, strength = best // len(_STRENGTHS), _STRENGTHS[best % len(_STRENGTHS)]
-        model = _logistic(strength).fit(spans[which].rows[rated], yes)
-        weight = model.coef_[0] @ spans[which].back
-        weight[: inputs.features.shape[1]] *= _SHARES[which]  # so that the inputs need no share
-        heads.weight[place], heads.trained[place] = weight, True
-        heads.bias[place] = float(model.intercept_[0]) - tried[best].threshold
-        scores[place] = tried[best].f1
+        rows = [span.rows[rated] for span in spans]
+        held_back, truth = _held_back_logits(rows, yes, groups[rated])
+        shares = _shares(held_back, truth)
+        logits = shares @ held_back
+        threshold = best_threshold(logits, truth)[0] / 2
+        scores[place] = f1(logits > threshold, truth)
+        for share, head, span, columns in zip(shares, _fit_three(rows, yes), spans, views, strict=True):
+            heads.weight[place, columns] += share * head.weight @ span.back
+            heads.bias[place] += share * head.bias
+        heads.bias[place] -= threshold
+        heads.trained[place] = True
     if not heads.trained.any():
         raise DataError(
             f"exchanges: no proposition is true of {FEWEST} answers and false of {FEWEST}; expected one"
@@ -121,12 +99,12 @@ def fit_heads(inputs: Inputs, labels: Floats, prompts: Sequence[Hashable]) -> tu
 
 
 class _Span(NamedTuple):
-    """Coordinates of rows within their span, where L2-regularised weights lie: N of them, not F + W."""
+    """Coordinates of rows within their span, where L2-regularised weights lie: N of them, not 2 F + W."""
 
     rows: Floats
     """[N, N or less]"""
     back: Floats
-    """[N or less, F + W] turns weights of coordinates into weights of inputs."""
+    """[N or less, columns] turns weights of coordinates into weights of inputs."""
 
 
 def _span(x: Floats) -> _Span:
@@ -135,25 +113,48 @@ def _span(x: Floats) -> _Span:
     return _Span(left[:, kept] * np.sqrt(sizes[kept]), (left[:, kept] / np.sqrt(sizes[kept])).T @ x)
 
 
-class _Tried(NamedTuple):
-    """What cross-validation says of a kind of head."""
+class _Head(NamedTuple):
+    weight: Floats
+    bias: float
 
-    ranking: float
-    """Average precision, by which heads are chosen: it depends on no threshold."""
-    threshold: float
-    f1: float
-
-
-def _try_head(rows: Floats, yes: NDArray[np.bool_], groups: NDArray[np.intp], strength: float) -> _Tried:
-    logits = np.zeros(len(rows))
-    for train, test in StratifiedGroupKFold(_FOLDS, shuffle=True, random_state=0).split(rows, yes, groups):
-        if yes[train].any() and not yes[train].all():
-            logits[test] = _logistic(strength).fit(rows[train], yes[train]).decision_function(rows[test])
-    return _Tried(float(average_precision_score(yes, logits)), *best_threshold(logits, yes))
+    def __call__(self, rows: Floats) -> Floats:
+        found: Floats = rows @ self.weight + self.bias
+        return found
 
 
-def _logistic(strength: float) -> Any:
-    return LogisticRegression(C=strength, max_iter=2000, class_weight="balanced")
+def _fit_three(rows: Sequence[Floats], yes: NDArray[np.bool_]) -> list[_Head]:
+    """A head on each view of the rows, scaled so that their log-odds vary alike."""
+    heads = []
+    for view in rows:
+        model = LogisticRegression(C=_STRENGTH, max_iter=2000, class_weight="balanced").fit(view, yes)
+        heads.append(_Head(model.coef_[0], float(model.intercept_[0])))
+    spreads = [float(head(view).std()) for head, view in zip(heads, rows, strict=True)]
+    usual = float(np.mean(spreads))
+    return [_Head(h.weight * usual / s, h.bias * usual / s) for h, s in zip(heads, spreads, strict=True)]
+
+
+def _held_back_logits(
+    rows: Sequence[Floats], yes: NDArray[np.bool_], groups: NDArray[np.intp]
+) -> tuple[Floats, NDArray[np.bool_]]:
+    """Log-odds of each row by three heads that did not learn from its prompt, [3, draws * N]; and the truth.
+
+    Folds are drawn several times: where a yes is rare, one draw says little of where it should begin.
+    """
+    logits = np.zeros((len(rows), _DRAWS, len(yes)))
+    for draw in range(_DRAWS):
+        folds = StratifiedGroupKFold(_FOLDS, shuffle=True, random_state=draw)
+        for train, test in folds.split(rows[0], yes, groups):
+            if yes[train].any() and not yes[train].all():
+                three = _fit_three([view[train] for view in rows], yes[train])
+                logits[:, draw, test] = [head(view[test]) for head, view in zip(three, rows, strict=True)]
+    return logits.reshape(len(rows), -1), np.tile(yes, _DRAWS)
+
+
+def _shares(logits: Floats, yes: NDArray[np.bool_]) -> Floats:
+    """What each of three heads counts for, by how far its AUROC is above chance; 1 in sum."""
+    above = np.array([max(auroc(row, yes) - 0.5, 0.0) for row in logits])
+    found: Floats = above / above.sum() if above.any() else np.full(len(logits), 1 / len(logits))
+    return found
 
 
 def best_threshold(scores: Floats, yes: NDArray[np.bool_]) -> tuple[float, float]:
@@ -171,68 +172,6 @@ def best_threshold(scores: Floats, yes: NDArray[np.bool_]) -> tuple[float, float
     good = np.flatnonzero(values >= _NEARLY * values.max())
     middle = good[(len(good) - 1) // 2]
     return float(cuts[middle]), float(values[middle])
-
-
-class Scale(NamedTuple):
-    """What features are measured by: a scaled row has a length of about 1, as one of words has."""
-
-    mean: Floats
-    """[F]"""
-    std: Floats
-    """[F]"""
-
-    def __call__(self, features: torch.Tensor) -> Floats:
-        """Scaled features of answers, [N, F]."""
-        found: Floats = (features.double().numpy() - self.mean) / (self.std * math.sqrt(len(self.std)))
-        return found
-
-
-def scale_of(features: torch.Tensor) -> Scale:
-    """Return the scale of training features [N, F]; one that is the same everywhere counts for nothing."""
-    plain = features.double().numpy()
-    std = plain.std(axis=0)
-    return Scale(plain.mean(axis=0), np.where(std > 0, std, np.inf))
-
-
-class Reader(NamedTuple):
-    """What the heads read of an answer: scaled features of a frozen model, then TF-IDF of words."""
-
-    scale: Scale
-    words: TfidfVectorizer
-
-    def __call__(self, features: torch.Tensor, answers: Sequence[str]) -> Inputs:
-        """Scale the features [N, F] of answers, and weigh their words."""
-        return Inputs(self.scale(features), self.words.transform(answers).toarray())
-
-
-def fit_reader(features: torch.Tensor, answers: Sequence[str]) -> Reader:
-    """Take scale and word weights from training answers; no word in two of them raises DataError."""
-    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2, max_features=20_000)
-    try:
-        words.fit(answers)
-    except ValueError as exc:
-        raise DataError("exchanges: no word stands in two answers; expected more of them") from exc
-    return Reader(scale_of(features), words)
-
-
-class Features:
-    """Pooled features of answers by a frozen model, each read in its context.
-
-    Of prompts there is none: they differ from one use to the next far more than answers do, and heads that
-    were trained on one kind of prompt grade answers to another kind worse.
-    """
-
-    def __init__(self, backbone: Backbone, layers: int) -> None:
-        """Pool `layers` layers of the model, as `models.features` does."""
-        self.trunk = PooledFeatures(backbone.model, layers).eval()
-        self.tokenizer: Any = backbone.tokenizer
-        self.width = self.trunk.width // 2
-        """Number of features F."""
-
-    def __call__(self, exchanges: Sequence[Exchange]) -> torch.Tensor:
-        """Return the features of each answer, [N, F]."""
-        pairs = [encode_pair(self.tokenizer, TextPair(text_of(e.prompt), e.response)) for e in exchanges]
-        return embed(self.trunk, pairs, label="grading")[:, self.width :]
 
 
 class TrainedGrader:
@@ -267,7 +206,7 @@ def load_grader(folder: Path, backbone: Backbone, layers: int, propositions: int
     tensors = load_tensors(path)
     require_all(tensors, _TENSORS, str(path))
     terms = bytes(tensors["words.terms"].tolist()).decode("utf-8", "replace").split("\n")
-    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, vocabulary=terms)
+    words = tfidf(vocabulary=terms)
     features = Features(backbone, layers)
     expected = [propositions, features.width + len(terms)]
     if list(tensors["weight"].shape) != expected or tensors["words.idf"].numel() != len(terms):

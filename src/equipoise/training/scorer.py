@@ -3,7 +3,8 @@
 Every pair trains the heads it has labels for: `better` the reward; `safer` the rank term of the cost
 and `is_safe` of each answer its sign terms. Ties train no rank term. With `category_weight` each category
 has a cost of its own beside the overall one. With pooled features each answer is a row; where a language
-model's last token is read a pair is one row whose answers share the prompt.
+model's last token is read a pair is one row whose answers share the prompt. Exchanges train the sign
+of the cost by their own labels.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from equipoise.config import Config, InputPath, IsAside, ModelRef
+from equipoise.data.io import read_records
 from equipoise.data.resolve import OnContradiction
 from equipoise.errors import DataError
 from equipoise.lineage import Run, Step
@@ -23,7 +25,6 @@ from equipoise.models.features import (
     PairBatch,
     PairIds,
     PooledFeatures,
-    TextPair,
     embed,
     encode_pair,
     pad_pairs,
@@ -33,11 +34,12 @@ from equipoise.models.scorer import RowBatch, ScorerCard, ScorerModel, Trunk, lo
 from equipoise.models.top import TopBatch, TopLayers
 from equipoise.objectives.scoring import CostPairs, RewardPairs, bradley_terry, category_cost, cost
 from equipoise.progress import say
-from equipoise.records import Pair, text_of
+from equipoise.records import Exchange
 from equipoise.training.cards import model_card
 from equipoise.training.policy import frozen_below
 from equipoise.training.policy_rows import make_row
 from equipoise.training.scorer_labels import PairLabels, pair_labels, read_pairs
+from equipoise.training.scorer_rows import ScorerRows, scorer_rows
 from equipoise.training.trainer import OptimSettings, Task, fit
 
 Embedder = Callable[[PooledFeatures, Sequence[PairIds]], Tensor]
@@ -63,7 +65,9 @@ class ScorerOptim(OptimSettings):
 class ScorerConfig(Config):
     """Settings of `train scorer`."""
 
-    pairs: tuple[InputPath, ...] = Field(min_length=1)
+    pairs: tuple[InputPath, ...] = ()
+    exchanges: tuple[InputPath, ...] = ()
+    """Single answers with `is_safe`, beside the pairs or alone; with a pooled trunk."""
     backbone: ModelRef = "minilm"
     trunk: Trunk = "pooled"
     tune: Literal["frozen", "top", "full", "lora"] = "frozen"
@@ -109,6 +113,10 @@ class ScorerConfig(Config):
             raise ValueError("tune: lora goes with trunk last, got pooled; expected frozen, top or full")
         if self.depth is not None and self.trunk == "last":
             raise ValueError("depth: goes with trunk pooled, got last; expected none")
+        if self.exchanges and self.trunk == "last":
+            raise ValueError("exchanges: go with trunk pooled, got last; expected pairs")
+        if not self.pairs and not self.exchanges:
+            raise ValueError("expected pairs (--data) or exchanges")
         return self
 
 
@@ -184,8 +192,12 @@ def train_scorer(config: ScorerConfig, run: Run, embedder: Embedder = embed) -> 
     `embedder` gives the features of a frozen trunk; one that remembers them serves many trainings.
     """
     pairs, treated = read_pairs(config.pairs, config.on_contradiction)
-    run.licences |= {record.licence for record in pairs}
-    labels, trained, taxonomy = pair_labels(pairs, categories=config.category_weight > 0)
+    exchanges = [e for path in config.exchanges for e in read_records(path, Exchange)]
+    run.licences |= {record.licence for record in (*pairs, *exchanges)}
+    rows = scorer_rows(pairs, exchanges)
+    labels, trained, taxonomy = pair_labels(
+        rows.pairs, alone=rows.alone, categories=config.category_weight > 0
+    )
     if config.severity_margin and not labels.harm.severity_gap.any():
         raise DataError("severity_margin: no pair has answers of two known severities; expected one, or 0")
     backbone = load_trunk(
@@ -213,11 +225,11 @@ def train_scorer(config: ScorerConfig, run: Run, embedder: Embedder = embed) -> 
         model.trunk.requires_grad_(False)
     for name in model.top_names():
         model.trunk.get_parameter(name).requires_grad_(True)
-    with _task(model, pairs, labels, config, embedder=embedder, scratch=run.scratch) as task:
+    with _task(model, rows, labels, config, embedder=embedder, scratch=run.scratch) as task:
         rates = () if config.optim.head_lr is None else [(model.heads, config.optim.head_lr)]
         fit(task._replace(rates=rates), config.optim, run, label="training scorer")
     model.save(run.out)
-    run.notes |= {"rows": len(pairs)}
+    run.notes |= {"rows": len(pairs), **({"exchanges": len(exchanges)} if exchanges else {})}
     if any(treated):
         counts = {name: len(places) for name, places in treated._asdict().items()}
         say(f"pairs that contradict: {', '.join(f'{n} {name}' for name, n in counts.items())}")
@@ -234,7 +246,7 @@ def train_scorer(config: ScorerConfig, run: Run, embedder: Embedder = embed) -> 
 @contextmanager
 def _task(
     model: ScorerModel,
-    pairs: Sequence[Pair],
+    rows: ScorerRows,
     labels: PairLabels,
     config: ScorerConfig,
     *,
@@ -242,24 +254,19 @@ def _task(
     scratch: Path,
 ) -> Iterator[Task]:
     """Yield what to train; the model is whole again at the end."""
-    ones = [1] * len(pairs)
-    prompts = [text_of(pair.prompt) for pair in pairs]
+    ones = [1] * len(rows.pairs)
     if config.trunk == "last":
-        rows = [make_row(model.tokenizer, p.prompt, [a.response for a in p.answers]) for p in pairs]
-        lengths = [row.length for row in rows]
+        shared = [make_row(model.tokenizer, p.prompt, [a.response for a in p.answers]) for p in rows.pairs]
+        lengths = [row.length for row in shared]
 
         def collate_rows(chosen: Sequence[int]) -> ScorerBatch:
-            return ScorerBatch(RowBatch(tuple(rows[i] for i in chosen)), labels.pick(torch.tensor(chosen)))
+            return ScorerBatch(RowBatch(tuple(shared[i] for i in chosen)), labels.pick(torch.tensor(chosen)))
 
-        with frozen_below(model.trunk, rows, model.card.top_layers, config.optim, scratch) as out:
+        with frozen_below(model.trunk, shared, model.card.top_layers, config.optim, scratch) as out:
             losses = ScorerLosses(model, config)
-            yield Task(losses, lengths, ones, collate_rows, groups=prompts, beside=out)
+            yield Task(losses, lengths, ones, collate_rows, groups=rows.groups, beside=out)
         return
-    encoded: list[PairIds] = [
-        encode_pair(model.tokenizer, TextPair(text_of(pair.prompt), answer.response))
-        for pair in pairs
-        for answer in pair.answers
-    ]
+    encoded: list[PairIds] = [encode_pair(model.tokenizer, text) for row in rows.texts for text in row]
 
     def task(module: nn.Module, lengths: Sequence[int], inputs: Callable[[list[int]], Any]) -> Task:
         """`inputs` are those of some answers."""
@@ -268,14 +275,14 @@ def _task(
             answers = [2 * i + k for i in chosen for k in (0, 1)]
             return ScorerBatch(inputs(answers), labels.pick(torch.tensor(chosen)))
 
-        return Task(ScorerLosses(module, config), lengths, ones, collate, groups=prompts)
+        return Task(ScorerLosses(module, config), lengths, ones, collate, groups=rows.groups)
 
     trunk: Any = model.trunk
     if config.tune == "frozen":
         features = embedder(trunk, encoded)
         yield task(model.heads, ones, lambda answers: features[answers])
         return
-    lengths = [2 * max(len(encoded[2 * i].ids), len(encoded[2 * i + 1].ids)) for i in range(len(pairs))]
+    lengths = [2 * max(len(encoded[2 * i].ids), len(encoded[2 * i + 1].ids)) for i in range(len(ones))]
     if config.tune == "full":
         yield task(model, lengths, lambda answers: pad_pairs([encoded[i] for i in answers]))
         return

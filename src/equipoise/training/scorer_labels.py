@@ -82,12 +82,13 @@ def _against_the_labels(placed: Sequence[Placed[Pair]]) -> Iterator[Finding]:
 
 
 def pair_labels(
-    pairs: Sequence[Pair], *, categories: bool = False
+    pairs: Sequence[Pair], *, alone: int = 0, categories: bool = False
 ) -> tuple[PairLabels, tuple[Literal["reward", "cost"], ...], Taxonomy | None]:
     """Turn pairs into labels, and say which heads they train.
 
     Args:
         pairs: Whose labels.
+        alone: Number of them at the end whose answers nothing compares.
         categories: Whether the categories are wanted too; their taxonomy comes with them.
 
     Raises:
@@ -95,18 +96,19 @@ def pair_labels(
     """
     better = torch.tensor([_choice(pair.better) for pair in pairs], dtype=torch.long)
     harm = _harm([[_overall(pair)] for pair in pairs], 1)
-    labels = PairLabels(better, Harm(*(tensor[:, 0] for tensor in harm)), _harm([[] for _ in pairs], 0))
+    overall = _apart(Harm(*(tensor[:, 0] for tensor in harm)), alone)
+    labels = PairLabels(better, overall, _harm([[] for _ in pairs], 0))
     taxonomy = _taxonomy_of(pairs) if categories else None
     if taxonomy is not None:
         names = taxonomy.names
         found = _harm([[_of_category(pair, name) for name in names] for pair in pairs], len(names))
         if not ((found.unsafe_0 == 1) | (found.unsafe_1 == 1)).any():
             raise DataError("category_weight: no answer has a category; expected one at least, or 0")
-        labels = labels._replace(categories=found)
+        labels = labels._replace(categories=_apart(found, alone))
     has_reward = bool((better >= 0).any())
     has_cost = any(bool((tensor >= 0).any()) for tensor in labels.harm[:3])
     if not has_reward and not has_cost:
-        raise DataError("pairs: no row has a label; expected better, safer or is_safe")
+        raise DataError("no pair or exchange has a label; expected better, safer or is_safe")
     trained: tuple[Literal["reward", "cost"], ...] = (
         *(("reward",) if has_reward else ()),
         *(("cost",) if has_cost else ()),
@@ -120,6 +122,13 @@ _Row = tuple[int, int, int, int]
 
 def _harm(rows: Sequence[Sequence[_Row]], width: int) -> Harm:
     return Harm(*torch.tensor(rows, dtype=torch.long).reshape(len(rows), width, 4).unbind(-1))
+
+
+def _apart(harm: Harm, alone: int) -> Harm:
+    """Forget what the last rows say of one answer beside the other."""
+    if alone:
+        harm.safer[-alone:], harm.severity_gap[-alone:] = -1, 0
+    return harm
 
 
 def _overall(pair: Pair) -> _Row:

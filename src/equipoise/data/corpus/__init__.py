@@ -1,7 +1,7 @@
 """The built-in corpus: written for this project, so that everything can be tried without a download.
 
-`exchanges`, `pairs`, `look_alikes` and `requests` train and calibrate; `prompts` are for evaluation. No
-prompt of one part stands in another.
+`exchanges`, `pairs`, `look_alikes`, `requests` and `questions` train and calibrate; `prompts` are for
+evaluation. No prompt of one part stands in another.
 """
 
 from importlib import resources
@@ -17,6 +17,7 @@ PARTS: dict[str, type[Exchange] | type[Pair] | type[Prompt]] = {
     "prompts": Prompt,
     "look_alikes": Prompt,
     "requests": Prompt,
+    "questions": Prompt,
 }
 
 
@@ -28,7 +29,7 @@ def corpus_path(name: str) -> Path:
 
 
 def corpus(name: str) -> list[Exchange] | list[Pair] | list[Prompt]:
-    """Load a part of the corpus: `exchanges`, `pairs`, `prompts`, `look_alikes` or `requests`."""
+    """Load a part of the corpus; see `PARTS`."""
     path = corpus_path(name)
     kind = PARTS[name]
     return list(read_records(path, kind))  # type: ignore[return-value]
