@@ -87,7 +87,7 @@ def _numbers(result: Mapping[str, Any]) -> str:
         ("held-out safe answers that the default policy flags", held["responses"]["safe_flagged"]),
         ("held-out prompts of its own sources, AUROC", held["prompts"]["auroc"]),
         ("held-out harmless prompts flagged", held["prompts"]["safe_flagged"]),
-        ("without the built-in requests", held["prompts"]["safe_flagged_without_requests"]),
+        ("without built-in requests and questions", held["prompts"]["safe_flagged_of_others"]),
         ("OKTest (harmless look-alikes) flagged", refusal["oktest_harmless_flagged"]),
         ("of a half that was set aside", refusal["oktest_harmless_flagged_set_aside"]),
         ("LLM-Safeguard, harmless prompts flagged", refusal["llm_safeguard_harmless_flagged"]),

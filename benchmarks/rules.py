@@ -7,7 +7,9 @@ Parts are run one by one and saved after each; what was saved of other parts sta
 
 `split`: `rbr_gold.jsonl` of the folder is labelled by proposition; no two rows share a prompt. Graders learn
 on its `train` rows and are measured on its `test` rows. The peer is the same heads on TF-IDF of the answer
-alone. Thresholds and strengths are chosen on training rows only. `cross_validated`: the same over all rows.
+alone. Thresholds and shares are chosen on training rows only. `cross_validated`: the same over all rows; what
+graders read, their strength and the rule for thresholds were chosen by cross-validation of the `train` rows,
+so that it has seen some of what it measures.
 
 `order`: `train rules` fits weights with graders trained on all rows, on answers put together from templates
 to built-in prompts, and is measured on such answers to other prompts, beside the reward alone of `--scorer`
@@ -49,7 +51,7 @@ from equipoise.stats import bootstrap, f1
 PARTS = ("split", "cross_validated", "order", "wordings", "best_of_n", "best_of_six")
 """Each has several ways, of which one is run at a time."""
 FOLDS = 5
-ANSWERED = 400
+ANSWERED = 250
 """Prompts of `best_of_six`."""
 FLOORS = {
     "regret": 0.83,
@@ -138,7 +140,9 @@ def parts_of(given: argparse.Namespace) -> dict[str, Callable[[], dict[str, Any]
         given.guard,
         settings,
     )
-    encoder = settings.get("backbone", RulesConfig.model_fields["backbone"].default)
+    usual_encoder = RulesConfig.model_fields["backbone"].default
+    read = encoder_of(settings)
+    encoder = ", ".join([read.pop("backbone", usual_encoder), *(f"{k}={v}" for k, v in read.items())])
     beside = "beside a scorer" if given.scorer else "beside no reward"
     way = ", ".join([beside, *given.set])
     usual = arguments()

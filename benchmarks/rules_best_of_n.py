@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from rules_judged import Judges, Pool, compared, fit_grader, judge_by_guard, judge_tone, judged
 from rules_steps import LAYERS, done, encoder_of, gold, prompt_of, written
+from sklearn.model_selection import GroupShuffleSplit
 
 from equipoise.data.rows import read_rows
 from equipoise.data.sources import import_records
@@ -38,6 +39,8 @@ from equipoise.lineage import write_text
 from equipoise.pipeline.rules import TRAIN_RULES, RulesConfig, built_in_prompts
 from equipoise.protocols import Reward, Sampling
 from equipoise.records import Exchange, Pair
+from equipoise.rewards.grading import answer_groups
+from equipoise.rewards.rules import Grader, Grades
 from equipoise.stats import Floats
 from equipoise.training.scorer import TRAIN_SCORER, ScorerConfig
 
@@ -90,11 +93,13 @@ class Halves(NamedTuple):
 
 
 def halves(wanted: Wanted) -> Halves:
-    """Split the labelled rows by chance."""
+    """Split the labelled rows by chance; equal answers stay together."""
     rows = gold(wanted.data / "rbr_gold.jsonl")
-    chance = np.random.default_rng(0).permutation(len(rows))
-    half = len(rows) // 2
-    return Halves([rows[i] for i in chance[:half]], [rows[i] for i in chance[half:]])
+    first, _ = next(
+        GroupShuffleSplit(1, train_size=0.5, random_state=0).split(rows, groups=answer_groups(rows))
+    )
+    chosen = set(first.tolist())
+    return Halves(*([row for i, row in enumerate(rows) if (i in chosen) is mine] for mine in (True, False)))
 
 
 def prompts_seen(labelled: Halves, preferences: Sequence[Pair]) -> set[str]:
@@ -160,11 +165,25 @@ def train_rewards(
     fit = {**wanted.settings, "exchanges": (written(wanted.runs / "of-rules.jsonl", labelled),)}
     alone, _ = done(wanted.runs, TRAIN_RULES, RulesConfig(**fit))
     both, _ = done(wanted.runs, TRAIN_RULES, RulesConfig(**fit, scorer=scorer))
-    return {
-        "reward": scorer_reward(scorer),
-        "rules": load_rules(alone),
-        "reward and rules": load_rules(both, scorer=scorer),
-    }
+    rules, on_top = load_rules(alone), load_rules(both, scorer=scorer)
+    rules.grader = on_top.grader = Remembered(rules.grader)
+    return {"reward": scorer_reward(scorer), "rules": rules, "reward and rules": on_top}
+
+
+class Remembered:
+    """A grader that is asked once for the same answers; both ways with rules have the same one."""
+
+    def __init__(self, grader: Grader) -> None:
+        """Remember what `grader` says."""
+        self.grader = grader
+        self.said: dict[tuple[str, ...], Grades] = {}
+
+    def __call__(self, exchanges: Sequence[Exchange]) -> Grades:
+        """Return the grades of each answer, [N, P]."""
+        key = tuple(exchange.response for exchange in exchanges)
+        if key not in self.said:
+            self.said[key] = self.grader(exchanges)
+        return self.said[key]
 
 
 def read_preferences(data: Path) -> list[Pair]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from rules_steps import FEATURES, FEATURES_FILE, FeaturesConfig, done, prompt_of, written
+from rules_steps import FEATURES, FEATURES_FILE, FeaturesConfig, done, written
 
 from equipoise.generation.best_of import exchange_of
 from equipoise.generation.sources import Asked
@@ -17,7 +17,7 @@ from equipoise.models.checkpoints import load_tensors
 from equipoise.models.windows import TextPair
 from equipoise.moderation.guard import load_guard
 from equipoise.records import Exchange, text_of
-from equipoise.rewards.grading import Heads, TrainedGrader, fit_heads
+from equipoise.rewards.grading import Heads, TrainedGrader, answer_groups, fit_heads
 from equipoise.rewards.reading import Features, Reader, fit_reader
 from equipoise.rewards.rules import load_rule_set
 from equipoise.stats import Floats, bootstrap_mean, f1, paired_difference
@@ -66,7 +66,7 @@ def fit_grader(
     answers = [row.response for row in learned]
     reader: Reader = fit_reader(features[0], answers)
     labels = np.array([rules.labels(row) for row in learned])
-    heads: Heads = fit_heads(reader(features[0], answers), labels, [prompt_of(row) for row in learned])[0]
+    heads: Heads = fit_heads(reader(features[0], answers), labels, answer_groups(learned))[0]
     truth = np.array([rules.labels(row) for row in others]) == 1
     said = heads(reader(features[1], [row.response for row in others])) > 0.5
     errors = {name: agreement(said[:, k], truth[:, k]) for k, name in enumerate(rules.names) if name in TOLD}

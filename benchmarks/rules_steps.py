@@ -18,7 +18,7 @@ from equipoise.lineage import Manifest, Run, Step, identify, produce
 from equipoise.models.backbone import load_encoder
 from equipoise.models.checkpoints import load_tensors, save_tensors
 from equipoise.records import Exchange, Record, text_of
-from equipoise.rewards.grading import fit_heads
+from equipoise.rewards.grading import answer_groups, fit_heads
 from equipoise.rewards.reading import Features, Floats, Inputs, fit_reader
 from equipoise.rewards.rules import load_rule_set
 
@@ -104,26 +104,24 @@ def grade_held_back(config: GradeConfig, run: Run) -> None:
     """
     rows, rules = list(read_records(config.exchanges, Exchange)), load_rule_set("style")
     run.licences |= {row.licence for row in rows}
-    labels = np.array([rules.labels(row) for row in rows])
+    labels, groups = np.array([rules.labels(row) for row in rows]), answer_groups(rows)
     features = load_tensors(config.features / FEATURES_FILE)["features"]
     if config.fold is None:
         held = np.array([row.provenance["split"] == "test" for row in rows])
         train, test = np.flatnonzero(~held), np.flatnonzero(held)
     else:
-        groups = [prompt_of(row) for row in rows]
         train, test = list(GroupKFold(config.folds).split(labels, groups=groups))[config.fold]
     reader = fit_reader(features[train], [rows[i].response for i in train])
     whole = reader(features, [row.response for row in rows])
-    names = [prompt_of(rows[i]) for i in train]
 
     def grades(inputs: Inputs) -> Floats:
         fit, rest = (Inputs(*(part[places] for part in inputs)) for places in (train, test))
-        heads, _ = fit_heads(fit, labels[train], names)
+        heads, _ = fit_heads(fit, labels[train], [groups[i] for i in train])
         return np.where(heads.trained, heads(rest), np.nan)
 
     words = whole._replace(features=np.zeros((len(rows), 0)))
     np.savez(run.out / GRADES_FILE, test=test, ours=grades(whole), theirs=grades(words))
 
 
-FEATURES = Step("benchmark.rules.features", 2, compute_features, config=FeaturesConfig)
-GRADE = Step("benchmark.rules.grade", 3, grade_held_back, config=GradeConfig)
+FEATURES = Step("benchmark.rules.features", 3, compute_features, config=FeaturesConfig)
+GRADE = Step("benchmark.rules.grade", 4, grade_held_back, config=GradeConfig)

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 import common
 import numpy as np
-from common import ROOT, accelerator, save
+from common import ROOT, machine, save
 from scorer_folds_split import AT_RANDOM, FOLDS, SPLITS, Split, read_split, seen_before
 from scorer_folds_steps import FEATURES, FOLD, FeaturesConfig, FoldConfig, Scores, read_scores
 
@@ -59,9 +59,9 @@ def done(folder: Path, step: Step, config: Config) -> tuple[Path, Manifest]:
     return place, produce(place, step, config, identity=identity).manifest
 
 
-def written(place: Path, records: Sequence[Pair] | Sequence[Exchange]) -> Path:
+def written(place: Path, records: Sequence[Pair] | Sequence[Exchange], kind: type[Any] = Pair) -> Path:
     """Write records where they do not stand already; a run is known by what its inputs hold."""
-    if not place.exists() or list(read_records(place, type(records[0]))) != list(records):
+    if not place.exists() or list(read_records(place, kind)) != list(records):
         place.parent.mkdir(parents=True, exist_ok=True)
         write_records(place, records)
     return place
@@ -90,7 +90,7 @@ def run_folds(split: Split, folder: Path, count: int, scorer: Mapping[str, Any] 
     if (kind.get("trunk"), kind.get("tune")) == ("pooled", "frozen"):
         given = {name: kind[name] for name in ("backbone", "depth", "layers") if name in kind}
         everything = written(folder / "all.jsonl", split.pairs)
-        single = written(folder / "beside.jsonl", split.beside) if split.beside else None
+        single = written(folder / "beside.jsonl", split.beside, Exchange) if split.beside else None
         config = FeaturesConfig(pairs=everything, exchanges=single, **given)
         features, manifest = done(folder.parent / "features", FEATURES, config)
         steps.append(manifest)
@@ -126,7 +126,7 @@ def parts_of(split: Split, folder: Path, k: int) -> dict[str, Path]:
         for part, rows in zip(("train", "test"), split.folds[k], strict=True)
     }
     if split.beside:
-        found["beside"] = written(folder / f"beside-{k}.jsonl", split.learned_beside(k))
+        found["beside"] = written(folder / f"beside-{k}.jsonl", split.learned_beside(k), Exchange)
     return found
 
 
@@ -213,7 +213,7 @@ def measure(
 
     def keep(label: str, settings: Mapping[str, Any], ours: Folds) -> None:
         measured = compared(split, ours.places, ours.scores, peer.scores)
-        how = {"settings": settings, "folds": count, "took": ours.took, "accelerator": accelerator()}
+        how = {"settings": settings, "folds": count, "took": ours.took, "machine": machine()}
         told.setdefault("scorers", {})[label] = how | measured
         save("scorer_folds", found)
         print(json.dumps({name: {label: measured}}), flush=True)

@@ -26,7 +26,7 @@ ORDERED = ("pku_saferlhf_pairs", "hh_harmless_test")
 R = TypeVar("R", Pair, Exchange)
 
 
-class Kind(NamedTuple):
+class Plan(NamedTuple):
     """How rows are split."""
 
     files: tuple[str, ...]
@@ -39,10 +39,10 @@ class Kind(NamedTuple):
 
 PKU = ("pku_saferlhf_pairs", "pku_saferlhf_mini")
 SPLITS = {
-    "pku, by prompt": Kind(PKU),
-    "pku, by prompt, beside safe answers": Kind(PKU, beside="pku_saferlhf_safe_sft"),
-    "pku, at random": Kind(PKU, by_prompt=False),
-    "hh_harmless, by prompt": Kind(("hh_harmless_test",)),
+    "pku, by prompt": Plan(PKU),
+    "pku, by prompt, beside safe answers": Plan(PKU, beside="pku_saferlhf_safe_sft"),
+    "pku, at random": Plan(PKU, by_prompt=False),
+    "hh_harmless, by prompt": Plan(("hh_harmless_test",)),
 }
 AT_RANDOM = (
     "not a result: prompts and repeated answers lie on both sides, as `to_be_ordered` counts; what a model"
@@ -75,23 +75,23 @@ class Split(NamedTuple):
 
 def read_split(data: Path, name: str) -> Split:
     """Read the files of a split and draw its folds."""
-    kind = SPLITS[name]
+    plan = SPLITS[name]
     pairs: list[Pair] = []
     is_ordered: list[bool] = []
-    for file in kind.files:
+    for file in plan.files:
         found = read_file(data, file, Pair)
         pairs += found
         is_ordered += [file in ORDERED] * len(found)
     split = Split(pairs, is_ordered, [], [])
-    draw = GroupKFold if kind.by_prompt else KFold
-    groups = split.prompts if kind.by_prompt else None
+    draw = GroupKFold if plan.by_prompt else KFold
+    groups = split.prompts if plan.by_prompt else None
     folds = draw(FOLDS, shuffle=True, random_state=0).split(pairs, groups=groups)
     known = {
         (prompt, answer.response)
         for prompt, pair in zip(split.prompts, pairs, strict=True)
         for answer in pair.answers
     }
-    beside = [] if kind.beside is None else read_file(data, kind.beside, Exchange)
+    beside = [] if plan.beside is None else read_file(data, plan.beside, Exchange)
     new = [row for row in beside if (normalise_prompt(text_of(row.prompt)), row.response) not in known]
     return split._replace(folds=list(folds), beside=new)
 

@@ -46,7 +46,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
             {
                 "id": f"g{n}",
                 "prompt": f"Question {n}?",
-                "response": " ".join(SAID[name] for name in KINDS[n % 4]),
+                "response": " ".join([*(SAID[name] for name in KINDS[n % 4]), f"Case {n}."]),
                 "propositions": {name: name in KINDS[n % 4] for name in SAID},
                 "ideal_response_type": "Hard Refuse",
                 "split": "test" if n % 5 == 0 else "train",

@@ -49,11 +49,17 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
             files[name].append(row(f"{name}-{i}", f"{name[:3]} {i}?", texts, labels))
     prompts = [f"ask {i}?" for i in range(15)] + [f"other {i}?" for i in range(9)]
     files["pku_saferlhf_safe_sft"] = [
-        {"id": f"sft-{i}", "prompt": prompt, "response": text(True), "is_safe": True, "label_origin": "human"}
+        {
+            "id": f"sft-{i}",
+            "prompt": prompt.upper(),
+            "response": text(True),
+            "is_safe": True,
+            "label_origin": "human",
+        }
         for i, prompt in enumerate(prompts)
     ]
     known = files["pku_saferlhf_pairs"][0]  # as an answer of a pair
-    files["pku_saferlhf_safe_sft"][0] |= {"prompt": known["prompt"], "response": known["response_0"]}
+    files["pku_saferlhf_safe_sft"][0] |= {"prompt": known["prompt"].upper(), "response": known["response_0"]}
     for name, rows in files.items():
         draw.shuffle(rows)
         (place / f"{name}.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows), "utf-8")
@@ -120,7 +126,7 @@ def test_single_answers_are_learned_from_only_where_their_prompt_is_not_scored(
     assert [test.tolist() for _, test in split.folds] == [test.tolist() for _, test in alone.folds]
     assert len(split.beside) == 23  # of 24 one is an answer of a pair to its prompt
     for k, (_, test) in enumerate(split.folds):
-        learned, scored = split.learned_beside(k), {split.pairs[i].prompt for i in test}
+        learned, scored = split.learned_beside(k), {str(split.pairs[i].prompt).upper() for i in test}
         assert [row for row in split.beside if row.prompt not in scored] == learned
         assert 9 <= len(learned) < 23
     known, more = (
@@ -176,7 +182,7 @@ def test_what_is_done_stays_and_what_is_added_stands_beside_it(
     assert len(runs) == 2 * (1 + 2 + 2)  # features once, then each fold by the baseline and by the scorer
     times = [path.stat().st_mtime_ns for path in runs]
     top = {**small, "tune": "top", "top_layers": 1}
-    found = module.measure(data, tmp_path / "runs", {"top": top}, splits[0], 2, join=False)
+    found = module.measure(data, tmp_path / "runs", {"frozen": small, "top": top}, splits[0], 2, join=True)
     assert [path.stat().st_mtime_ns for path in runs] == times
     assert json.loads((tmp_path / "results" / "scorer_folds.json").read_text("utf-8")).keys() == {
         "machine",
@@ -184,7 +190,10 @@ def test_what_is_done_stays_and_what_is_added_stands_beside_it(
     }
     told = found["splits"][splits[0]]["scorers"]
     assert told["frozen"] == json.loads(json.dumps(first["splits"][splits[0]]["scorers"]["frozen"]))
-    assert list(told) == ["frozen", "top"]
+    assert list(told) == ["frozen", "top", "frozen + top"]
+    assert told["frozen + top"]["settings"] == {"mean_of": ["frozen", "top"]}
+    took = [told[name]["took"]["cpu_seconds"] for name in told]
+    assert took[2] == pytest.approx(took[0] + took[1], abs=0.11)
     for name in ("ordering", "sign"):
         for one in told.values():
             moved = one[name]["scorer"]["value"] - one[name]["tfidf"]["value"]

@@ -1,7 +1,8 @@
 """The built-in corpus: what its parts hold, and that none of them gives away another."""
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Mapping
 from itertools import combinations
 from typing import cast
 
@@ -10,6 +11,7 @@ import pytest
 from equipoise.data.corpus import PARTS, corpus
 from equipoise.data.splits import normalise_prompt
 from equipoise.records import Prompt, text_of
+from equipoise.stats import auroc
 from equipoise.taxonomy import load_taxonomy
 
 
@@ -42,7 +44,7 @@ def requests() -> list[Prompt]:
     return cast(list[Prompt], corpus("requests"))
 
 
-@pytest.mark.parametrize(("part", "least"), [("look_alikes", 8), ("requests", 86), ("questions", 18)])
+@pytest.mark.parametrize(("part", "least"), [("look_alikes", 8), ("requests", 86), ("questions", 29)])
 def test_labels_of_prompts_to_learn_from_agree_with_each_other(part: str, least: int) -> None:
     rows = cast(list[Prompt], corpus(part))
     assert len({normalise_prompt(text_of(row.prompt)) for row in rows}) == len(rows)
@@ -111,13 +113,52 @@ def test_harmless_and_harmful_questions_begin_in_the_same_ways() -> None:
         assert 1.8 < counts[False][opener] / counts[True][opener] < 2.2, opener
 
 
-def test_no_question_is_nearly_another_or_a_prompt_of_another_part() -> None:
-    words = {row.id: words_of(text_of(row.prompt)) for row in corpus("questions")}
-    others = [words_of(text_of(row.prompt)) for part in PARTS if part != "questions" for row in corpus(part)]
+def test_the_form_of_a_question_does_not_tell_whether_it_is_harmful() -> None:
+    rows = cast(list[Prompt], corpus("questions"))
+    harmful = [row.is_harmful is True for row in rows]
+    texts = [text_of(row.prompt) for row in rows]
+    person = re.compile(r"\b(i|my|me|mine|we|our|us)\b", re.IGNORECASE)
+    for has in (person.search, re.compile(r"[.?!] ").search):
+        rates = [
+            sum(bool(has(text)) for text, one in zip(texts, harmful, strict=True) if one is kind)
+            / harmful.count(kind)
+            for kind in (True, False)
+        ]
+        assert abs(rates[0] - rates[1]) < 0.1
+    assert abs(auroc([len(text.split()) for text in texts], harmful) - 0.5) < 0.1
+
+
+def near(
+    words: Mapping[str, frozenset[str]], others: Mapping[str, frozenset[str]], bound: float
+) -> list[tuple[str, str]]:
+    """Those that overlap with one of `others` by `bound` or more, which is above one half."""
+    holding = defaultdict(list)
+    for name, one in others.items():
+        for word in one:
+            holding[word].append(name)
+    found = []
     for name, one in words.items():
-        assert max(overlap(one, other) for other in others) < 0.65, name
-    for (first, one), (second, other) in combinations(words.items(), 2):
-        assert overlap(one, other) < 0.65, (first, second)
+        rare = sorted(one, key=lambda word: len(holding[word]))[
+            : len(one) // 2 + 1
+        ]  # they share one of these
+        for other in {other for word in rare for other in holding[word]} - {name}:
+            if overlap(one, others[other]) >= bound:
+                found.append((name, other))
+    return found
+
+
+def words_of_parts(*parts: str) -> dict[str, frozenset[str]]:
+    return {row.id: words_of(text_of(row.prompt)) for part in parts for row in corpus(part)}
+
+
+def test_no_question_is_nearly_another_or_a_prompt_of_another_part() -> None:
+    assert near(words_of_parts("questions"), words_of_parts(*PARTS), 0.65) == []
+
+
+def test_what_is_near_is_found() -> None:
+    words = {"a": frozenset("one two three four".split()), "b": frozenset("one two three five".split())}
+    assert near(words, words, 0.6) == [("a", "b"), ("b", "a")]
+    assert near(words, words, 0.61) == []
 
 
 @pytest.mark.parametrize("part", ["prompts", "look_alikes"])
@@ -141,14 +182,9 @@ def test_no_prompt_of_one_part_stands_in_another() -> None:
         assert not prompts[one] & prompts[other], (one, other)
 
 
-def test_no_look_alike_is_nearly_a_prompt_of_another_part(look_alikes: list[Prompt]) -> None:
-    others = [
-        words_of(text_of(row.prompt)) for part in PARTS if part != "look_alikes" for row in corpus(part)
-    ]
-    near = {
-        row.id: max(overlap(words_of(text_of(row.prompt)), other) for other in others) for row in look_alikes
-    }
-    assert [name for name, value in near.items() if value >= 0.7] == []
+def test_no_look_alike_is_nearly_a_prompt_of_another_part() -> None:
+    others = words_of_parts(*(part for part in PARTS if part != "look_alikes"))
+    assert near(words_of_parts("look_alikes"), others, 0.7) == []
 
 
 def test_no_look_alike_is_nearly_another(look_alikes: list[Prompt]) -> None:

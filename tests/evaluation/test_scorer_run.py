@@ -71,7 +71,7 @@ def test_a_run_writes_what_the_scores_of_the_folder_give(tmp_path: Path, scorer:
     assert table == scorer_text(direct)
     card = (tmp_path / "out" / "card.md").read_text("utf-8")
     assert table in card
-    assert "measured on 80 pairs, training pairs not given" in card
+    assert "measured on 80 pairs, training rows not given" in card
     assert "- licences: CC0-1.0" in card
     assert outcome.manifest.notes == {"pairs": 80, "warnings": list(direct.warnings)}
     assert "dough" not in card  # a text of a row
@@ -99,11 +99,12 @@ def test_the_tables_show_each_measure_with_its_rows() -> None:
 def test_prompts_of_the_training_pairs_are_refused(tmp_path: Path, scorer: Path) -> None:
     train = [*pairs(4, "train"), pairs(2)[1].model_copy(update={"prompt": " HELD question  0?"})]
     write_records(tmp_path / "train.jsonl", train)
-    with pytest.raises(
-        DataError, match="2 pairs have a prompt of the training pairs, first held0"
-    ) as refused:
+    with pytest.raises(DataError, match="2 pairs have a prompt that was trained on, first held0") as refused:
         measure(tmp_path, scorer, pairs(8), train_pairs=(tmp_path / "train.jsonl",))
     assert "question" not in str(refused.value)
+    write_records(tmp_path / "single.jsonl", [train[-1].exchange(0)])
+    with pytest.raises(DataError, match="2 pairs have a prompt that was trained on, first held0"):
+        measure(tmp_path, scorer, pairs(8), train_exchanges=(tmp_path / "single.jsonl",))
 
 
 def test_a_file_without_pairs_is_refused(tmp_path: Path, scorer: Path) -> None:

@@ -12,9 +12,11 @@ from equipoise.errors import DataError, ModelError
 from equipoise.models.backbone import load_encoder
 from equipoise.models.checkpoints import load_tensors, save_tensors
 from equipoise.records import Exchange
+from equipoise.rewards import grading
 from equipoise.rewards.grading import (
     FEWEST,
     TrainedGrader,
+    answer_groups,
     best_threshold,
     fit_heads,
     load_grader,
@@ -77,6 +79,67 @@ def test_a_head_is_a_mean_of_fits_on_words_alone_with_whole_answers_and_with_sen
     assert (shares > 0).all()
 
 
+def test_a_view_that_is_the_same_everywhere_has_no_say() -> None:
+    inputs, labels = data()
+    alone = Inputs(inputs.features, np.zeros_like(inputs.words))
+    heads, scores = fit_heads(alone, labels[:, :1], range(120))
+    assert np.isfinite(heads.weight).all()
+    assert scores[0] > 0.75
+    nothing = Inputs(np.zeros_like(inputs.features), np.ones_like(inputs.words))
+    heads, _ = fit_heads(nothing, labels[:, :1], range(120))
+    assert (heads.weight == 0).all()
+
+
+def test_a_yes_begins_half_way_to_where_f1_was_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs, labels = data()
+    found = []
+    for best in (0.0, 1.0):
+        monkeypatch.setattr(grading, "best_threshold", lambda *_, best=best: (best, 1.0))
+        found.append(fit_heads(inputs, labels[:, 1:2], range(120))[0])
+    assert found[0].bias[0] - found[1].bias[0] == pytest.approx(0.5)
+    assert (found[0].weight == found[1].weight).all()
+
+
+def test_the_three_heads_vary_alike_and_count_by_how_far_they_are_above_chance() -> None:
+    inputs, labels = data()
+    yes = labels[:, 1] == 1
+    rows = [inputs.joined[:, columns] for columns in inputs.views]
+    spreads = [
+        (view @ head.weight).std() for view, head in zip(rows, grading._fit_three(rows, yes), strict=True)
+    ]
+    assert spreads == pytest.approx([spreads[0]] * 3)
+    logits = np.array([[0.0, 1.0, 2.0, 3.0], [3.0, 2.0, 1.0, 0.0], [0.0, 2.0, 1.0, 3.0]])
+    truth = np.array([False, False, True, True])  # AUROC 1, 0 and 3 of 4
+    assert grading._shares(logits, truth) == pytest.approx([2 / 3, 0, 1 / 3])
+    assert grading._shares(-logits[:1], truth) == pytest.approx([1.0])  # none above chance: alike
+
+
+def test_answers_that_are_equal_or_to_one_prompt_are_not_on_two_sides() -> None:
+    said = [("One?", "no"), ("Two?", "no"), ("two? ", "yes"), ("Three?", "perhaps"), ("Four?", "yes")]
+    rows = [answer(text, prompt) for prompt, text in said]
+    groups = answer_groups(rows)
+    assert len({groups[i] for i in (0, 1, 2, 4)}) == 1
+    assert groups[3] != groups[0]
+    rng = np.random.default_rng(0)  # 40 answers, each to five prompts; what is true of them is chance
+    x, truth = rng.normal(0, 1, (40, 60)) / 8, rng.integers(0, 2, 40).astype(float)
+    inputs = Inputs(np.repeat(x, 5, axis=0), np.zeros((200, 3)))
+    rows = [answer(f"answer {i // 5}", f"ask {i}") for i in range(200)]
+    labels = np.repeat(truth, 5)[:, None]
+    assert fit_heads(inputs, labels, range(200))[1][0] > 0.95  # remembered
+    assert fit_heads(inputs, labels, answer_groups(rows))[1][0] < 0.8
+
+
+@pytest.mark.parametrize("prompts", [1, 2, 3])
+def test_answers_to_few_prompts_are_split_as_far_as_they_go(prompts: int) -> None:
+    inputs, labels = data()
+    groups = [i % prompts for i in range(120)]
+    if prompts == 1:
+        with pytest.raises(DataError, match="to two prompts at least"):
+            fit_heads(inputs, labels, groups)
+    else:
+        assert fit_heads(inputs, labels, groups)[0].trained.tolist() == [True, True, False]
+
+
 def test_features_are_of_the_answer_and_the_largest_of_its_sentences(tiny_encoder: Path) -> None:
     read = Features(load_encoder(str(tiny_encoder), device="cpu"), 2)
     first, second = "Mix flour and water.", "Bake it for an hour."
@@ -95,6 +158,7 @@ def test_single_words_are_no_sentences_but_for_an_answer_of_one() -> None:
     ]
     assert sentences("No.") == ["No."]
     assert sentences("") == [""]
+    assert sentences("We did e.g.  this one. ") == ["We did e.g.  this one."]
 
 
 def test_answers_without_labels_enough_are_refused() -> None:
@@ -149,6 +213,21 @@ def test_a_trained_grader_tells_answers_apart_and_is_the_same_after_a_save(
     grader.save(tmp_path)
     loaded = load_grader(tmp_path, load_encoder(str(tiny_encoder), device="cpu"), 2, 2)
     np.testing.assert_allclose(loaded(rows), grades, atol=1e-5)
+
+
+def test_no_answers_have_no_grades(grader: TrainedGrader) -> None:
+    assert grader([]).shape == (0, 2)
+
+
+def test_graders_of_an_earlier_version_are_named_as_such(
+    grader: TrainedGrader, tiny_encoder: Path, tmp_path: Path
+) -> None:
+    grader.save(tmp_path)
+    tensors = load_tensors(tmp_path / "weights.safetensors")
+    tensors["weight"] = tensors["weight"][:, grader.features.width // 2 :].contiguous()
+    save_tensors(tmp_path / "weights.safetensors", tensors)
+    with pytest.raises(ModelError, match="graders of an earlier version; expected them to be trained again"):
+        load_grader(tmp_path, load_encoder(str(tiny_encoder), device="cpu"), 2, 2)
 
 
 def test_a_grade_does_not_depend_on_the_other_answers(grader: TrainedGrader) -> None:

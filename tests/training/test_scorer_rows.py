@@ -9,14 +9,15 @@ import torch
 
 from equipoise.config import parse_config
 from equipoise.data.io import write_records
-from equipoise.errors import ConfigError
+from equipoise.errors import ConfigError, DataError
 from equipoise.lineage import produce
 from equipoise.objectives.scoring import CostPairs, cost
 from equipoise.records import Answer, Exchange, Pair
 from equipoise.rewards.learned import load_scorer
+from equipoise.training import scorer
 from equipoise.training.scorer import TRAIN_SCORER, ScorerConfig, ScorerOptim
 from equipoise.training.scorer_labels import pair_labels
-from equipoise.training.scorer_rows import scorer_rows
+from equipoise.training.scorer_rows import read_single, scorer_rows
 
 
 def exchange(name: str, prompt: str, **labels: Any) -> Exchange:
@@ -77,12 +78,53 @@ def test_a_cost_is_learned_from_single_answers_alone(tmp_path: Path, tiny_encode
         optim=ScorerOptim(epochs=20, lr=1e-2, device="cpu"),
     )
     outcome = produce(tmp_path / "scorer", TRAIN_SCORER, config)
-    assert outcome.manifest.notes["exchanges"] == 81
+    assert outcome.manifest.notes["rows"] == 81
     assert outcome.manifest.licences == ["CC0-1.0"]
     assert json.loads((tmp_path / "scorer" / "model.json").read_text())["trained"] == ["cost"]
     costs = [found.cost.value for found in load_scorer(tmp_path / "scorer")(rows[81:]) if found.cost]
     right = [(value > 0) is not bool(row.is_safe) for value, row in zip(costs, rows[81:], strict=True)]
     assert sum(right) / len(right) > 0.9
+
+
+def test_a_training_compares_nothing_that_stands_alone_and_holds_out_whole_groups(
+    tmp_path: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = (Answer(response="x", is_safe=True), Answer(response="y", is_safe=False))
+    pairs = [Pair(id="p", prompt="two?", answers=answers, safer=0)]
+    unsafe = {"is_safe": False, "severity": 3, "categories": {"Violence"}}
+    single = [exchange("a", "One?", is_safe=True), exchange("b", "Two?", **unsafe)]
+    write_records(tmp_path / "pairs.jsonl", pairs)
+    write_records(tmp_path / "single.jsonl", single)
+    seen: list[Any] = []
+
+    def look(task: Any, *_: Any, **__: Any) -> None:
+        seen.append((task.groups, task.collate([0, 1]).labels))
+
+    monkeypatch.setattr(scorer, "fit", look)
+    config = ScorerConfig(
+        pairs=(tmp_path / "pairs.jsonl",),
+        exchanges=(tmp_path / "single.jsonl",),
+        backbone=str(tiny_encoder),
+        layers=2,
+        category_weight=1.0,
+        optim=ScorerOptim(device="cpu"),
+    )
+    produce(tmp_path / "scorer", TRAIN_SCORER, config)
+    ((groups, labels),) = seen
+    assert len(groups) == 2
+    assert len(set(groups)) == 1  # "Two?" shares a row with "One?"
+    assert labels.harm.safer.tolist() == [0, -1]
+    assert labels.harm.unsafe_0.tolist() == [0, 0]
+    assert labels.harm.unsafe_1.tolist() == [1, 1]
+    assert (labels.categories.safer[1] == -1).all()
+    assert (labels.categories.unsafe_1[1] == 1).sum() == 1
+
+
+def test_an_exchange_that_does_not_say_whether_it_is_safe_is_refused(tmp_path: Path) -> None:
+    rows = [exchange("a", "One?", is_safe=True), exchange("b", "Two?", categories={"Violence"})]
+    write_records(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(DataError, match="exchanges: 1 of 2 have no is_safe, first b; expected one of each"):
+        read_single([tmp_path / "rows.jsonl"])
 
 
 @pytest.mark.parametrize(

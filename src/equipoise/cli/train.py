@@ -43,7 +43,11 @@ def _add(name: str, data_setting: str, about: str) -> None:
 
 
 _add("guard", "exchanges", "Train a guard on exchanges: harm, 19 categories, severity and refusal.")
-_add("scorer", "pairs", "Train reward and cost on pairs; each pair trains what it has labels for.")
+_add(
+    "scorer",
+    "pairs",
+    "Train reward and cost on pairs, and on single answers; each trains what it has labels for.",
+)
 _add("sft", "exchanges", "Fine-tune a policy on the safe responses of exchanges.")
 _add(
     "preference", "pairs", "Align a policy on pairs by a preference objective, SafeDPO unless said otherwise."

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import numpy as np
 from pydantic import Field
@@ -16,8 +16,10 @@ from equipoise.evaluation.pair_scores import LengthBias
 from equipoise.evaluation.scorer_quality import CostQuality, ScorerQuality, measure_scorer
 from equipoise.lineage import Run, Step, write_text
 from equipoise.progress import say
-from equipoise.records import Pair, text_of
+from equipoise.records import Exchange, Pair, text_of
 from equipoise.stats import Estimate, Floats
+
+_R = TypeVar("_R", Pair, Exchange)
 
 
 class ScorerQualityConfig(Config):
@@ -29,6 +31,8 @@ class ScorerQualityConfig(Config):
     """Held-out pairs."""
     train_pairs: tuple[InputPath, ...] = ()
     """What the scorer was trained on; a prompt that is in both is an error."""
+    train_exchanges: tuple[InputPath, ...] = ()
+    """Single answers that it was trained on too."""
     false_positive_rate: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Share of safe answers that the threshold on the cost may flag."""
     draws: Annotated[int, Field(ge=100)] = 2000
@@ -39,12 +43,12 @@ def assess_scorer(config: ScorerQualityConfig, run: Run) -> None:
     """Measure, and write `scorer.json`, `scorer.md` and `card.md`.
 
     Raises:
-        DataError: No pair to measure on, or one with a prompt of the training pairs.
+        DataError: No pair to measure on, or one with a prompt that was trained on.
     """
-    pairs = _read(config.pairs)
+    pairs = _read(config.pairs, Pair)
     if not pairs:
         raise DataError("pairs: no pair to measure on; expected one at least")
-    _refuse_shared(_read(config.train_pairs), pairs)
+    _refuse_shared([*_read(config.train_pairs, Pair), *_read(config.train_exchanges, Exchange)], pairs)
     run.licences |= {pair.licence for pair in pairs}
     scores = _scores(config.scorer, pairs)
     found = measure_scorer(
@@ -71,7 +75,8 @@ def scorer_text(found: ScorerQuality) -> str:
 
 def scorer_card(config: ScorerQualityConfig, run: Run, found: ScorerQuality) -> str:
     """Return the card of the measurement as Markdown."""
-    apart = "none to a prompt of the training pairs" if config.train_pairs else "training pairs not given"
+    given = config.train_pairs or config.train_exchanges
+    apart = "none to a prompt that was trained on, as far as given" if given else "training rows not given"
     lines = [f"# Quality of the scorer {config.scorer.name}", "", scorer_text(found)]
     lines += [f"- measured on {run.notes['pairs']} pairs, {apart}"]
     lines += ["- polarity: a reward is better when higher, a cost is worse; above 0 it means unsafe"]
@@ -83,16 +88,16 @@ def scorer_card(config: ScorerQualityConfig, run: Run, found: ScorerQuality) -> 
     return "\n".join(lines)
 
 
-def _read(paths: Sequence[Path]) -> list[Pair]:
-    return [pair for path in paths for pair in read_records(path, Pair)]
+def _read(paths: Sequence[Path], kind: type[_R]) -> list[_R]:
+    return [record for path in paths for record in read_records(path, kind)]
 
 
-def _refuse_shared(train: Sequence[Pair], test: Sequence[Pair]) -> None:
-    seen = {normalise_prompt(text_of(pair.prompt)) for pair in train}
+def _refuse_shared(train: Sequence[Pair | Exchange], test: Sequence[Pair]) -> None:
+    seen = {normalise_prompt(text_of(record.prompt)) for record in train}
     shared = [pair.id for pair in test if normalise_prompt(text_of(pair.prompt)) in seen]
     if shared:
         raise DataError(
-            f"{len(shared)} pairs have a prompt of the training pairs, first {shared[0]};"
+            f"{len(shared)} pairs have a prompt that was trained on, first {shared[0]};"
             " split by prompt with `equipoise data split`"
         )
 

@@ -146,12 +146,11 @@ def save_actor(roles: Roles, folder: Path) -> None:
         backbone.tokenizer.save_pretrained(folder)
         with quiet():
             model.save_pretrained(folder)
-        usual_permissions(folder)
-        return
-    model.peft_config[adapter].base_model_name_or_path = model.get_base_model().name_or_path
-    # embeddings are not trained, and to find that out peft would ask the hub
-    model.save_pretrained(folder, selected_adapters=[adapter], save_embedding_layers=False)
-    (folder / "README.md").unlink(missing_ok=True)  # peft's blank card
+    else:
+        model.peft_config[adapter].base_model_name_or_path = model.get_base_model().name_or_path
+        # embeddings are not trained, and to find that out peft would ask the hub
+        model.save_pretrained(folder, selected_adapters=[adapter], save_embedding_layers=False)
+        (folder / "README.md").unlink(missing_ok=True)  # peft's blank card
     usual_permissions(folder)
 
 

@@ -198,7 +198,7 @@ def _train_grader(
     config: RulesConfig, rules: RuleSet, run: Run
 ) -> tuple[Grader, TrainedBy, dict[str, float]]:
     from equipoise.models.backbone import load_encoder
-    from equipoise.rewards.grading import TrainedGrader, fit_heads
+    from equipoise.rewards.grading import TrainedGrader, answer_groups, fit_heads
     from equipoise.rewards.reading import Features, fit_reader
 
     exchanges = [e for path in config.exchanges for e in read_records(path, Exchange)]
@@ -211,7 +211,7 @@ def _train_grader(
     features, answers = Features(backbone, config.layers), [e.response for e in exchanges]
     found = features(exchanges)
     reader = fit_reader(found, answers)
-    heads, scores = fit_heads(reader(found, answers), labels, [_prompt(e) for e in exchanges])
+    heads, scores = fit_heads(reader(found, answers), labels, answer_groups(exchanges))
     grader = TrainedGrader(features, reader, heads)
     grader.save(run.out)
     kind = TrainedBy(backbone=str(backbone.model.name_or_path), layers=config.layers)
@@ -234,7 +234,9 @@ def _card(
     lines += [f"| {name} | {found['total']} | {found['reward_alone']} |" for name, found in order.items()]
     lines += ["", f"Licences: {', '.join(sorted(licences))}.", "", "## Limits", ""]
     if isinstance(graded, TrainedBy):
-        lines += ["F1 is by cross-validation over prompts, with the threshold chosen on the same answers. A"]
+        lines += [
+            "F1 is by cross-validation over prompts, with threshold and shares chosen on the same answers. A"
+        ]
         lines += ["proposition without F1 had too few labels, and is taken to be false."]
     else:
         lines += [

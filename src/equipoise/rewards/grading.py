@@ -2,26 +2,30 @@
 
 A head is the mean of three: on the answer's words alone, with features of the whole answer, and with those
 of its sentences; see `reading`. What each of the three counts for, and where a yes begins, come from
-cross-validation in which the answers to one prompt stay together. A yes begins half-way between log-odds of
-0, where it would if yes and no were as many, and what gave the best F1 there: that hangs on few answers.
+cross-validation in which the answers to one prompt, and equal answers, stay together. A yes begins half-way
+between log-odds of 0, where it would if yes and no were as many, and what gave the best F1 there: that hangs
+on few answers.
 
 Shapes: N answers, P propositions, F features of a text, W words.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
 
+from equipoise.data.splits import normalise_prompt
 from equipoise.errors import DataError, ModelError
 from equipoise.models.backbone import Backbone
 from equipoise.models.checkpoints import load_tensors, require_all, save_tensors
-from equipoise.records import Exchange
+from equipoise.records import Exchange, text_of
 from equipoise.rewards.reading import Features, Floats, Inputs, Reader, Scale, tfidf
 from equipoise.rewards.rules import Grades
 from equipoise.stats import auroc, f1
@@ -30,6 +34,7 @@ FEWEST = 8
 """Answers of which a proposition must be true, and false, for a head to be trained."""
 
 _FOLDS, _DRAWS = 4, 4
+_CONSTANT = 1e-9
 _STRENGTH = 10.0
 """Inverse weight of the squared weights."""
 _NEARLY = 0.98
@@ -54,13 +59,13 @@ class Heads(NamedTuple):
         return found
 
 
-def fit_heads(inputs: Inputs, labels: Floats, prompts: Sequence[Hashable]) -> tuple[Heads, list[float]]:
+def fit_heads(inputs: Inputs, labels: Floats, groups: Sequence[int]) -> tuple[Heads, list[float]]:
     """Train a head for every proposition that has labels enough.
 
     Args:
         inputs: Of N answers.
         labels: [N, P] 1 true, 0 false, NaN not labelled.
-        prompts: Answers to the same one stay together.
+        groups: Answers of one stay together in cross-validation; see `answer_groups`.
 
     Returns:
         The heads, and the cross-validated F1 of each (NaN of those that were not trained).
@@ -68,8 +73,7 @@ def fit_heads(inputs: Inputs, labels: Floats, prompts: Sequence[Hashable]) -> tu
     Raises:
         DataError: No proposition has labels enough.
     """
-    number: dict[Hashable, int] = {}
-    groups = np.array([number.setdefault(prompt, len(number)) for prompt in prompts])
+    together = np.asarray(groups)
     joined, views = inputs.joined, inputs.views
     spans = [_span(joined[:, columns]) for columns in views]
     count = labels.shape[1]
@@ -78,10 +82,10 @@ def fit_heads(inputs: Inputs, labels: Floats, prompts: Sequence[Hashable]) -> tu
     for place, column in enumerate(labels.T):
         rated = ~np.isnan(column)
         yes = column[rated] == 1
-        if min(yes.sum(), (~yes).sum()) < FEWEST:
-            continue
         rows = [span.rows[rated] for span in spans]
-        held_back, truth = _held_back_logits(rows, yes, groups[rated])
+        if min(yes.sum(), (~yes).sum()) < FEWEST or len(set(together[rated])) < 2:
+            continue
+        held_back, truth = _held_back_logits(rows, yes, together[rated])
         shares = _shares(held_back, truth)
         logits = shares @ held_back
         threshold = best_threshold(logits, truth)[0] / 2
@@ -93,9 +97,26 @@ def fit_heads(inputs: Inputs, labels: Floats, prompts: Sequence[Hashable]) -> tu
         heads.trained[place] = True
     if not heads.trained.any():
         raise DataError(
-            f"exchanges: no proposition is true of {FEWEST} answers and false of {FEWEST}; expected one"
+            f"exchanges: no proposition is true of {FEWEST} answers and false of {FEWEST}, to two prompts at"
+            " least; expected one"
         )
     return heads, scores
+
+
+def answer_groups(exchanges: Sequence[Exchange]) -> list[int]:
+    """Number answers so that those to one prompt, and those of the same words, have one number, [N].
+
+    The prompt is not read, so an answer that stands twice is one row, whatever it was an answer to.
+    """
+    rows = np.arange(len(exchanges))
+    prompts = [normalise_prompt(text_of(e.prompt)) for e in exchanges]
+    columns = [
+        np.unique(names, return_inverse=True)[1] for names in (prompts, [e.response for e in exchanges])
+    ]
+    place = np.concatenate([len(rows) * (1 + kind) + column for kind, column in enumerate(columns)])
+    links = coo_array((np.ones(2 * len(rows)), (np.tile(rows, 2), place)), shape=(3 * len(rows),) * 2)
+    found: list[int] = connected_components(links, directed=False)[1][: len(rows)].tolist()
+    return found
 
 
 class _Span(NamedTuple):
@@ -110,6 +131,8 @@ class _Span(NamedTuple):
 def _span(x: Floats) -> _Span:
     sizes, left = np.linalg.eigh(x @ x.T)
     kept = sizes > 1e-9 * sizes.max()
+    if not kept.any():  # nothing but zeros
+        return _Span(np.zeros((len(x), 1)), np.zeros((1, x.shape[1])))
     return _Span(left[:, kept] * np.sqrt(sizes[kept]), (left[:, kept] / np.sqrt(sizes[kept])).T @ x)
 
 
@@ -128,9 +151,11 @@ def _fit_three(rows: Sequence[Floats], yes: NDArray[np.bool_]) -> list[_Head]:
     for view in rows:
         model = LogisticRegression(C=_STRENGTH, max_iter=2000, class_weight="balanced").fit(view, yes)
         heads.append(_Head(model.coef_[0], float(model.intercept_[0])))
-    spreads = [float(head(view).std()) for head, view in zip(heads, rows, strict=True)]
-    usual = float(np.mean(spreads))
-    return [_Head(h.weight * usual / s, h.bias * usual / s) for h, s in zip(heads, spreads, strict=True)]
+    spreads = np.array([head(view).std() for head, view in zip(heads, rows, strict=True)])
+    usual = spreads.mean()
+    says = spreads > _CONSTANT * usual  # a view that is the same everywhere has no say
+    factors = np.divide(usual, spreads, out=np.zeros_like(spreads), where=says)
+    return [_Head(h.weight * f, h.bias * f) for h, f in zip(heads, factors.tolist(), strict=True)]
 
 
 def _held_back_logits(
@@ -141,8 +166,9 @@ def _held_back_logits(
     Folds are drawn several times: where a yes is rare, one draw says little of where it should begin.
     """
     logits = np.zeros((len(rows), _DRAWS, len(yes)))
+    count = min(_FOLDS, len(set(groups)))
     for draw in range(_DRAWS):
-        folds = StratifiedGroupKFold(_FOLDS, shuffle=True, random_state=draw)
+        folds = StratifiedGroupKFold(count, shuffle=True, random_state=draw)
         for train, test in folds.split(rows[0], yes, groups):
             if yes[train].any() and not yes[train].all():
                 three = _fit_three([view[train] for view in rows], yes[train])
@@ -183,6 +209,8 @@ class TrainedGrader:
 
     def __call__(self, exchanges: Sequence[Exchange]) -> Grades:
         """Return the grades of each answer, [N, P]; 0 of a proposition without a trained head."""
+        if not exchanges:
+            return np.zeros((0, len(self.heads.trained)))
         return self.heads(self.reader(self.features(exchanges), [e.response for e in exchanges]))
 
     def save(self, folder: Path) -> None:
@@ -209,6 +237,8 @@ def load_grader(folder: Path, backbone: Backbone, layers: int, propositions: int
     words = tfidf(vocabulary=terms)
     features = Features(backbone, layers)
     expected = [propositions, features.width + len(terms)]
+    if list(tensors["weight"].shape) == [propositions, features.width // 2 + len(terms)]:
+        raise ModelError(f"{path}: graders of an earlier version; expected them to be trained again")
     if list(tensors["weight"].shape) != expected or tensors["words.idf"].numel() != len(terms):
         raise ModelError(
             f"{path}: tensor 'weight' has shape {list(tensors['weight'].shape)}, expected {expected}"

@@ -24,7 +24,7 @@ from equipoise.records import Exchange
 
 Floats = NDArray[np.float64]
 
-_ENDS = re.compile(r"(?<=[.!?])\s+(?=[^a-z])|\n+")
+_ENDS = re.compile(r"(?<=[.!?])\s+(?=[^a-z\s])|\n+")
 
 
 class Inputs(NamedTuple):
@@ -99,8 +99,9 @@ def fit_reader(features: torch.Tensor, answers: Sequence[str]) -> Reader:
 class Features:
     """Pooled features of answers by a frozen model: of each as a whole, and the largest among its sentences.
 
-    The prompt is not read. Prompts differ from one use to the next far more than answers do, and a frozen
-    encoder that reads an answer behind its prompt says more of what both are about than of how it is said.
+    Of a text the model reads the first `MAX_TOKENS` tokens. The prompt is not read: prompts differ from one
+    use to the next far more than answers do, and a frozen encoder that reads an answer behind its prompt says
+    more of what both are about than of how it is said.
     """
 
     def __init__(self, backbone: Backbone, layers: int) -> None:
@@ -112,18 +113,21 @@ class Features:
 
     def __call__(self, exchanges: Sequence[Exchange]) -> torch.Tensor:
         """Return the features of each answer, [N, 2 F]."""
+        if not exchanges:
+            return torch.zeros(0, self.width)
         parts = [[e.response, *sentences(e.response)] for e in exchanges]
-        pairs = [encode_pair(self.tokenizer, TextPair("", text)) for texts in parts for text in texts]
+        place: dict[str, int] = {}  # many sentences stand in several answers
+        rows = [[place.setdefault(text, len(place)) for text in texts] for texts in parts]
+        pairs = [encode_pair(self.tokenizer, TextPair("", text)) for text in place]
         found = embed(self.trunk, pairs, label="grading")[:, self.trunk.width // 2 :]
-        each = torch.split(found, [len(texts) for texts in parts])
-        return torch.stack([torch.cat([rows[0], rows[1:].amax(0)]) for rows in each])
+        return torch.stack([torch.cat([found[whole], found[rest].amax(0)]) for whole, *rest in rows])
 
 
 def sentences(answer: str) -> list[str]:
-    """Split an answer where a sentence or a line ends; single words stand with none.
+    """Split an answer where a sentence or a line ends; single words are left out.
 
     >>> sentences("Sorry. I can't help with that, e.g. today!\\nAsk me another?")
     ["I can't help with that, e.g. today!", 'Ask me another?']
     """
-    found = [part for part in _ENDS.split(answer) if len(part.split()) > 1]
-    return found or [answer]
+    found = [part.strip() for part in _ENDS.split(answer)]
+    return [part for part in found if len(part.split()) > 1] or [answer]

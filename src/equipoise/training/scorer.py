@@ -17,7 +17,6 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from equipoise.config import Config, InputPath, IsAside, ModelRef
-from equipoise.data.io import read_records
 from equipoise.data.resolve import OnContradiction
 from equipoise.errors import DataError
 from equipoise.lineage import Run, Step
@@ -34,12 +33,11 @@ from equipoise.models.scorer import RowBatch, ScorerCard, ScorerModel, Trunk, lo
 from equipoise.models.top import TopBatch, TopLayers
 from equipoise.objectives.scoring import CostPairs, RewardPairs, bradley_terry, category_cost, cost
 from equipoise.progress import say
-from equipoise.records import Exchange
 from equipoise.training.cards import model_card
 from equipoise.training.policy import frozen_below
 from equipoise.training.policy_rows import make_row
 from equipoise.training.scorer_labels import PairLabels, pair_labels, read_pairs
-from equipoise.training.scorer_rows import ScorerRows, scorer_rows
+from equipoise.training.scorer_rows import ScorerRows, read_single, scorer_rows
 from equipoise.training.trainer import OptimSettings, Task, fit
 
 Embedder = Callable[[PooledFeatures, Sequence[PairIds]], Tensor]
@@ -67,7 +65,7 @@ class ScorerConfig(Config):
 
     pairs: tuple[InputPath, ...] = ()
     exchanges: tuple[InputPath, ...] = ()
-    """Single answers with `is_safe`, beside the pairs or alone; with a pooled trunk."""
+    """Single answers that say whether they are safe, beside the pairs or alone; with a pooled trunk."""
     backbone: ModelRef = "minilm"
     trunk: Trunk = "pooled"
     tune: Literal["frozen", "top", "full", "lora"] = "frozen"
@@ -192,7 +190,7 @@ def train_scorer(config: ScorerConfig, run: Run, embedder: Embedder = embed) -> 
     `embedder` gives the features of a frozen trunk; one that remembers them serves many trainings.
     """
     pairs, treated = read_pairs(config.pairs, config.on_contradiction)
-    exchanges = [e for path in config.exchanges for e in read_records(path, Exchange)]
+    exchanges = read_single(config.exchanges)
     run.licences |= {record.licence for record in (*pairs, *exchanges)}
     rows = scorer_rows(pairs, exchanges)
     labels, trained, taxonomy = pair_labels(
@@ -229,7 +227,7 @@ def train_scorer(config: ScorerConfig, run: Run, embedder: Embedder = embed) -> 
         rates = () if config.optim.head_lr is None else [(model.heads, config.optim.head_lr)]
         fit(task._replace(rates=rates), config.optim, run, label="training scorer")
     model.save(run.out)
-    run.notes |= {"rows": len(pairs), **({"exchanges": len(exchanges)} if exchanges else {})}
+    run.notes |= {"rows": len(pairs) + len(exchanges)}
     if any(treated):
         counts = {name: len(places) for name, places in treated._asdict().items()}
         say(f"pairs that contradict: {', '.join(f'{n} {name}' for name, n in counts.items())}")

@@ -8,9 +8,12 @@ prompt with others.
 
 from collections import defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
+from equipoise.data.io import read_records
 from equipoise.data.splits import normalise_prompt
+from equipoise.errors import DataError
 from equipoise.models.features import TextPair
 from equipoise.records import Answer, Exchange, Pair, text_of
 
@@ -26,6 +29,16 @@ class ScorerRows(NamedTuple):
     """Prompt and response of both answers."""
     groups: list[str]
     """Rows of one group share a prompt, by themselves or by way of others."""
+
+
+def read_single(paths: Sequence[Path]) -> list[Exchange]:
+    """Read exchanges; one that does not say whether it is safe raises DataError."""
+    found = [exchange for path in paths for exchange in read_records(path, Exchange)]
+    unknown = [exchange.id for exchange in found if exchange.is_safe is None]
+    if unknown:
+        got = f"{len(unknown)} of {len(found)} have no is_safe, first {unknown[0]}"
+        raise DataError(f"exchanges: {got}; expected one of each")
+    return found
 
 
 def scorer_rows(pairs: Sequence[Pair], exchanges: Sequence[Exchange] = ()) -> ScorerRows:
