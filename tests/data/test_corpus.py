@@ -156,7 +156,7 @@ def test_no_question_is_nearly_another_or_a_prompt_of_another_part() -> None:
 
 
 def test_what_is_near_is_found() -> None:
-    words = {"a": frozenset("one two three four".split()), "b": frozenset("one two three five".split())}
+    words = {"a": frozenset(["one", "two", "three", "four"]), "b": frozenset(["one", "two", "three", "five"])}
     assert near(words, words, 0.6) == [("a", "b"), ("b", "a")]
     assert near(words, words, 0.61) == []
 
