@@ -10,7 +10,6 @@ from equipoise.evaluation.calibration_card import HEADING
 _OWN = {
     "builtin": ("Apache-2.0", "equipoise, the built-in exchanges, pairs and look-alikes"),
     "requests": ("Apache-2.0", "equipoise, the built-in requests"),
-    "questions": ("Apache-2.0", "equipoise, the built-in questions"),
     "harmless_prompts": ("Apache-2.0", "equipoise, benchmarks/data/*.txt"),
 }
 
@@ -87,7 +86,7 @@ def _numbers(result: Mapping[str, Any]) -> str:
         ("held-out safe answers that the default policy flags", held["responses"]["safe_flagged"]),
         ("held-out prompts of its own sources, AUROC", held["prompts"]["auroc"]),
         ("held-out harmless prompts flagged", held["prompts"]["safe_flagged"]),
-        ("without built-in requests and questions", held["prompts"]["safe_flagged_of_others"]),
+        ("without the built-in requests", held["prompts"]["safe_flagged_without_requests"]),
         ("OKTest (harmless look-alikes) flagged", refusal["oktest_harmless_flagged"]),
         ("of a half that was set aside", refusal["oktest_harmless_flagged_set_aside"]),
         ("LLM-Safeguard, harmless prompts flagged", refusal["llm_safeguard_harmless_flagged"]),

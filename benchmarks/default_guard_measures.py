@@ -131,9 +131,9 @@ def held_out(guard: Guard, rows: Sequence[Kept]) -> dict[str, Any]:
             "safe_flagged": bootstrap_mean(flagged[safe], [prompts[i] for i in safe]),
         }
         sources = np.array([source for _, _, source in texts])
-        if kind == "prompts":  # ours are many, and each part of one kind
-            others = safe[~np.isin(sources[safe], ("requests", "questions"))]
-            found[kind]["safe_flagged_of_others"] = bootstrap_mean(
+        if kind == "prompts":  # the requests are many, and all of one kind
+            others = safe[sources[safe] != "requests"]
+            found[kind]["safe_flagged_without_requests"] = bootstrap_mean(
                 flagged[others], [prompts[i] for i in others]
             )
         for source in sorted(set(sources)):
