@@ -77,6 +77,9 @@ def trained(tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
         said(f"g{n}", n, kinds[n % 5], propositions={s: s in kinds[n % 5] for s in SENTENCES})
         for n in range(60)
     ]
+    labelled = [  # equal answers would stay together, and five are too few to learn from others
+        row.model_copy(update={"response": f"{row.response} Case {n}."}) for n, row in enumerate(labelled)
+    ]
     ranked = [
         said(f"c{n}-{name}", n, made, **{"class": name}) for n in range(20) for name, made in MADE_OF.items()
     ]
