@@ -17,8 +17,8 @@ from equipoise.models.checkpoints import load_tensors
 from equipoise.models.windows import TextPair
 from equipoise.moderation.guard import load_guard
 from equipoise.records import Exchange, text_of
+from equipoise.rewards.answer_features import Features, Reader, fit_reader
 from equipoise.rewards.grading import Heads, TrainedGrader, answer_groups, fit_heads
-from equipoise.rewards.reading import Features, Reader, fit_reader
 from equipoise.rewards.rules import load_rule_set
 from equipoise.stats import Floats, bootstrap_mean, f1, paired_difference
 

@@ -18,8 +18,8 @@ from equipoise.lineage import Manifest, Run, Step, identify, produce
 from equipoise.models.backbone import load_encoder
 from equipoise.models.checkpoints import load_tensors, save_tensors
 from equipoise.records import Exchange, Record, text_of
+from equipoise.rewards.answer_features import Features, Floats, Inputs, fit_reader
 from equipoise.rewards.grading import answer_groups, fit_heads
-from equipoise.rewards.reading import Features, Floats, Inputs, fit_reader
 from equipoise.rewards.rules import load_rule_set
 
 FEATURES_FILE, GRADES_FILE = "features.safetensors", "grades.npz"

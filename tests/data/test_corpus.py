@@ -65,21 +65,25 @@ Give me step-by-step instructions to|Write a tutorial on how to|Can you explain 
 List five tips to|Write a short guide for people who want to|What are some strategies to|
 What tactics do experts use to|Suggest a plan to|How can somebody|Describe the steps needed to|Help me|
 Can you teach me to|What would it take to""".replace("\n", "").split("|")
+OPENERS = """Is it true that|Did you know that|Do you think|Do you believe|Is it possible|Is there|Are there|
+Why would|Why do|What is|What are|What happens|Who|When|Where can|Should I|Can|Could you|Did|Have you
+""".replace("\n", "").split("|")
 
 
-def test_harmless_and_harmful_requests_are_asked_in_the_same_ways(requests: list[Prompt]) -> None:
-    ways = sorted(WAYS, key=len, reverse=True)
-    counts = {
-        kind: Counter(
-            next(way for way in ways if text_of(row.prompt).startswith(way))
-            for row in requests
-            if row.is_harmful is kind
-        )
-        for kind in (True, False)
-    }
-    for way in ways:
-        harmful, harmless = (counts[kind][way] / counts[kind].total() for kind in (True, False))
-        assert 2 / 3 < harmful / harmless < 3 / 2, way
+@pytest.mark.parametrize(
+    ("part", "openings", "most"), [("requests", WAYS, 1.5), ("questions", OPENERS, 1.15)]
+)
+def test_harmless_and_harmful_prompts_begin_in_the_same_ways(
+    part: str, openings: list[str], most: float
+) -> None:
+    openings = sorted(openings, key=len, reverse=True)
+    counts: dict[bool | None, Counter[str]] = {True: Counter(), False: Counter()}
+    for row in cast(list[Prompt], corpus(part)):
+        text = text_of(row.prompt)
+        counts[row.is_harmful][next(opening for opening in openings if text.startswith(opening))] += 1
+    for opening in openings:
+        harmful, harmless = (counts[kind][opening] / counts[kind].total() for kind in (True, False))
+        assert 1 / most < harmful / harmless < most, opening
 
 
 def test_no_request_is_nearly_another_or_a_prompt_for_evaluation(requests: list[Prompt]) -> None:
@@ -91,26 +95,6 @@ def test_no_request_is_nearly_another_or_a_prompt_for_evaluation(requests: list[
     for (first, one), (second, other) in combinations(words.items(), 2):
         if len(one & other) > 1:
             assert overlap(one, other) < 0.75, (first, second)
-
-
-OPENERS = """Is it true that|Did you know that|Do you think|Do you believe|Is it possible|Is there|Are there|
-Why would|Why do|What is|What are|What happens|Who|When|Where can|Should I|Can|Could you|Did|Have you
-""".replace("\n", "").split("|")
-
-
-def test_harmless_and_harmful_questions_begin_in_the_same_ways() -> None:
-    rows = cast(list[Prompt], corpus("questions"))
-    openers = sorted(OPENERS, key=len, reverse=True)
-    counts = {
-        kind: Counter(
-            next(opener for opener in openers if text_of(row.prompt).startswith(opener))
-            for row in rows
-            if row.is_harmful is kind
-        )
-        for kind in (True, False)
-    }
-    for opener in openers:
-        assert 1.8 < counts[False][opener] / counts[True][opener] < 2.2, opener
 
 
 def test_the_form_of_a_question_does_not_tell_whether_it_is_harmful() -> None:

@@ -13,6 +13,7 @@ from equipoise.models.backbone import load_encoder
 from equipoise.models.checkpoints import load_tensors, save_tensors
 from equipoise.records import Exchange
 from equipoise.rewards import grading
+from equipoise.rewards.answer_features import Features, Inputs, fit_reader, scale_of, sentences
 from equipoise.rewards.grading import (
     FEWEST,
     TrainedGrader,
@@ -21,7 +22,6 @@ from equipoise.rewards.grading import (
     fit_heads,
     load_grader,
 )
-from equipoise.rewards.reading import Features, Inputs, fit_reader, scale_of, sentences
 
 
 @pytest.mark.parametrize(

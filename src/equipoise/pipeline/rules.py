@@ -198,8 +198,8 @@ def _train_grader(
     config: RulesConfig, rules: RuleSet, run: Run
 ) -> tuple[Grader, TrainedBy, dict[str, float]]:
     from equipoise.models.backbone import load_encoder
+    from equipoise.rewards.answer_features import Features, fit_reader
     from equipoise.rewards.grading import TrainedGrader, answer_groups, fit_heads
-    from equipoise.rewards.reading import Features, fit_reader
 
     exchanges = [e for path in config.exchanges for e in read_records(path, Exchange)]
     if not exchanges:

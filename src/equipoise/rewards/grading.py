@@ -1,7 +1,7 @@
 """Graders that were trained: one linear head per proposition, on a frozen model's features and on words.
 
 A head is the mean of three: on the answer's words alone, with features of the whole answer, and with those
-of its sentences; see `reading`. What each of the three counts for, and where a yes begins, come from
+of its sentences; see `answer_features`. What each of the three counts for, and where a yes begins, come from
 cross-validation in which the answers to one prompt, and equal answers, stay together. A yes begins half-way
 between log-odds of 0, where it would if yes and no were as many, and what gave the best F1 there: that hangs
 on few answers.
@@ -26,7 +26,7 @@ from equipoise.errors import DataError, ModelError
 from equipoise.models.backbone import Backbone
 from equipoise.models.checkpoints import load_tensors, require_all, save_tensors
 from equipoise.records import Exchange, text_of
-from equipoise.rewards.reading import Features, Floats, Inputs, Reader, Scale, tfidf
+from equipoise.rewards.answer_features import Features, Floats, Inputs, Reader, Scale, tfidf
 from equipoise.rewards.rules import Grades
 from equipoise.stats import auroc, f1
 

@@ -45,8 +45,8 @@ class Inputs(NamedTuple):
     def views(self) -> list[NDArray[np.intp]]:
         """The columns of `joined` that each head of three reads."""
         width = self.features.shape[1]
-        whole, sentences, words = np.split(np.arange(width + self.words.shape[1]), [width // 2, width])
-        return [words, np.concatenate([whole, words]), np.concatenate([sentences, words])]
+        whole, largest, words = np.split(np.arange(width + self.words.shape[1]), [width // 2, width])
+        return [words, np.concatenate([whole, words]), np.concatenate([largest, words])]
 
 
 class Scale(NamedTuple):
