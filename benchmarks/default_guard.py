@@ -3,12 +3,12 @@
     python benchmarks/default_guard.py --data DIR             trains, measures and writes the package's guard
     python benchmarks/default_guard.py --data DIR --measure   measures the guard that the package has
 
-It learns from the sources of `default_guard_rows.py`, the built-in corpus, and look-alikes and harms seen
-with care; of a pair where people only said which answer is the safer one, three votes of five call the other
-unsafe, and two of five that one. Rows are split by prompt: `train`, `calibration` for probabilities and
-policies, `held` for what may be looked at while settings are chosen. No row, and no prompt, of the files that
-are reported in the end is in any of them: PKU-SafeRLHF, OKTest, LLM-Safeguard. Runs that are done are not
-done again.
+It learns from the sources of `default_guard_rows.py`, the built-in exchanges, pairs, look-alikes and
+requests, and harms seen with care; of a pair where people only said which answer is the safer one, three
+votes of five call the other unsafe, and two of five that one. Rows are split by prompt: `train`,
+`calibration` for probabilities and policies, `held` for what may be looked at while settings are chosen. No
+row, and no prompt, of the files that are reported in the end is in any of them: PKU-SafeRLHF, OKTest, LLM-
+Safeguard. Runs that are done are not done again.
 """
 
 import argparse

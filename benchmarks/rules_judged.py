@@ -155,7 +155,7 @@ def by_kind(pool: Pool, found: Mapping[str, Any], measure: Callable[..., Any]) -
     return {
         kind: {question: measure(pool, values, here) for question, values in found.items()}
         for kind, here in kinds.items()
-        if here.any()
+        if kind == "all" or (here.any() and not here.all())  # a kind that is all prompts is told once
     }
 
 

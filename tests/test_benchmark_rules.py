@@ -230,6 +230,7 @@ def test_best_of_six_is_judged_by_the_labels_of_people(
     assert rates["b"]["judgemental_refusal"]["value"] == 1
     assert found["rates_of_chosen"]["random"]["all"]["harmful"]["value"] == 0.25
     assert found["rates_of_chosen"]["rules"]["all"]["judgemental_refusal"]["value"] == 0
+    assert found["rates_of_chosen"]["rules"].keys() == {"all"}  # all prompts ask for harm
     monkeypatch.setattr(scripts["rules"], "ANSWERED", 6)
     with pytest.raises(SystemExit, match="do_not_answer_responses: 5 prompts, expected 6 or more"):
         run("--parts", "best_of_six")

@@ -140,6 +140,19 @@ def test_answers_to_few_prompts_are_split_as_far_as_they_go(prompts: int) -> Non
         assert fit_heads(inputs, labels, groups)[0].trained.tolist() == [True, True, False]
 
 
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_each_share_is_that_of_its_own_view(which: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs, labels = data(60, 40)
+    monkeypatch.setattr(grading, "_shares", lambda *_: np.eye(3)[which])
+    weight = fit_heads(inputs, labels[:, 1:2], range(60))[0].weight[0]
+    read = inputs.views[which]
+    alone = LogisticRegression(C=10, max_iter=5000, tol=1e-8, class_weight="balanced")
+    expected = alone.fit(inputs.joined[:, read], labels[:, 1] == 1).coef_[0]
+    assert np.delete(weight, read).tolist() == [0.0] * (weight.size - len(read))
+    cosine = weight[read] @ expected / np.linalg.norm(weight) / np.linalg.norm(expected)
+    assert cosine == pytest.approx(1, abs=1e-4)
+
+
 def test_features_are_of_the_answer_and_the_largest_of_its_sentences(tiny_encoder: Path) -> None:
     read = Features(load_encoder(str(tiny_encoder), device="cpu"), 2)
     first, second = "Mix flour and water.", "Bake it for an hour."

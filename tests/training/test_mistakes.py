@@ -105,7 +105,7 @@ def test_mixed_taxonomies(tmp_path: Path, tiny_encoder: Path) -> None:
         optim=ScorerOptim(device="cpu"),
     )
     said = line_of(tmp_path, TRAIN_SCORER, scorer)
-    assert said == "category_weight: pairs of taxonomies beavertails14, pku19; expected one"
+    assert said == "category_weight: records of taxonomies beavertails14, pku19; expected one"
 
 
 def test_exchanges_without_a_response_and_a_tokenizer_without_chat_template(

@@ -94,7 +94,7 @@ def test_pairs_without_any_label_are_an_error() -> None:
 def test_two_taxonomies_or_an_unknown_category_are_one_clear_line() -> None:
     two = [pair(better=0), pair(better=0, taxonomy="beavertails14")]
     with pytest.raises(
-        DataError, match="category_weight: pairs of taxonomies beavertails14, pku19"
+        DataError, match="category_weight: records of taxonomies beavertails14, pku19"
     ) as caught:
         pair_labels(two, categories=True)
     assert "\n" not in str(caught.value)

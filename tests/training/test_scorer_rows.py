@@ -120,6 +120,17 @@ def test_a_training_compares_nothing_that_stands_alone_and_holds_out_whole_group
     assert (labels.categories.unsafe_1[1] == 1).sum() == 1
 
 
+def test_categories_of_two_taxonomies_are_refused_by_their_names(tmp_path: Path, tiny_encoder: Path) -> None:
+    unsafe = {"is_safe": False, "categories": {"Violence"}}
+    rows = [exchange("a", "One?", **unsafe), exchange("b", "Two?", taxonomy="beavertails14", is_safe=True)]
+    write_records(tmp_path / "rows.jsonl", rows)
+    config = ScorerConfig(
+        exchanges=(tmp_path / "rows.jsonl",), backbone=str(tiny_encoder), category_weight=1.0
+    )
+    with pytest.raises(DataError, match="category_weight: records of taxonomies beavertails14, pku19"):
+        produce(tmp_path / "scorer", TRAIN_SCORER, config)
+
+
 def test_an_exchange_that_does_not_say_whether_it_is_safe_is_refused(tmp_path: Path) -> None:
     rows = [exchange("a", "One?", is_safe=True), exchange("b", "Two?", categories={"Violence"})]
     write_records(tmp_path / "rows.jsonl", rows)

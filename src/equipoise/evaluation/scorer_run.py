@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import numpy as np
 from pydantic import Field
 
 from equipoise.config import Config, InputPath
-from equipoise.data.io import read_records
+from equipoise.data.io import read_exchanges, read_records
 from equipoise.data.splits import normalise_prompt
 from equipoise.errors import DataError
 from equipoise.evaluation.files import write_json
@@ -18,8 +18,6 @@ from equipoise.lineage import Run, Step, write_text
 from equipoise.progress import say
 from equipoise.records import Exchange, Pair, text_of
 from equipoise.stats import Estimate, Floats
-
-_R = TypeVar("_R", Pair, Exchange)
 
 
 class ScorerQualityConfig(Config):
@@ -45,10 +43,10 @@ def assess_scorer(config: ScorerQualityConfig, run: Run) -> None:
     Raises:
         DataError: No pair to measure on, or one with a prompt that was trained on.
     """
-    pairs = _read(config.pairs, Pair)
+    pairs = [pair for path in config.pairs for pair in read_records(path, Pair)]
     if not pairs:
         raise DataError("pairs: no pair to measure on; expected one at least")
-    _refuse_shared([*_read(config.train_pairs, Pair), *_read(config.train_exchanges, Exchange)], pairs)
+    _refuse_shared(read_exchanges(config.train_exchanges, config.train_pairs), pairs)
     run.licences |= {pair.licence for pair in pairs}
     scores = _scores(config.scorer, pairs)
     found = measure_scorer(
@@ -88,12 +86,8 @@ def scorer_card(config: ScorerQualityConfig, run: Run, found: ScorerQuality) -> 
     return "\n".join(lines)
 
 
-def _read(paths: Sequence[Path], kind: type[_R]) -> list[_R]:
-    return [record for path in paths for record in read_records(path, kind)]
-
-
-def _refuse_shared(train: Sequence[Pair | Exchange], test: Sequence[Pair]) -> None:
-    seen = {normalise_prompt(text_of(record.prompt)) for record in train}
+def _refuse_shared(train: Sequence[Exchange], test: Sequence[Pair]) -> None:
+    seen = {normalise_prompt(text_of(exchange.prompt)) for exchange in train}
     shared = [pair.id for pair in test if normalise_prompt(text_of(pair.prompt)) in seen]
     if shared:
         raise DataError(

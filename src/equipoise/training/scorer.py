@@ -194,7 +194,10 @@ def train_scorer(config: ScorerConfig, run: Run, embedder: Embedder = embed) -> 
     run.licences |= {record.licence for record in (*pairs, *exchanges)}
     rows = scorer_rows(pairs, exchanges)
     labels, trained, taxonomy = pair_labels(
-        rows.pairs, alone=rows.alone, categories=config.category_weight > 0
+        rows.pairs,
+        alone=rows.alone,
+        categories=config.category_weight > 0,
+        taxonomies={exchange.taxonomy for exchange in exchanges},
     )
     if config.severity_margin and not labels.harm.severity_gap.any():
         raise DataError("severity_margin: no pair has answers of two known severities; expected one, or 0")

@@ -6,7 +6,7 @@
 Shapes: B pairs, C categories.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -82,7 +82,7 @@ def _against_the_labels(placed: Sequence[Placed[Pair]]) -> Iterator[Finding]:
 
 
 def pair_labels(
-    pairs: Sequence[Pair], *, alone: int = 0, categories: bool = False
+    pairs: Sequence[Pair], *, alone: int = 0, categories: bool = False, taxonomies: Collection[str] = ()
 ) -> tuple[PairLabels, tuple[Literal["reward", "cost"], ...], Taxonomy | None]:
     """Turn pairs into labels, and say which heads they train.
 
@@ -90,21 +90,29 @@ def pair_labels(
         pairs: Whose labels.
         alone: Number of them at the end whose answers nothing compares.
         categories: Whether the categories are wanted too; their taxonomy comes with them.
+        taxonomies: Of records that stand alone, beside those of the pairs.
 
     Raises:
         DataError: No pair has a label, or categories are wanted and there are none, or of two taxonomies.
     """
     better = torch.tensor([_choice(pair.better) for pair in pairs], dtype=torch.long)
-    harm = _harm([[_overall(pair)] for pair in pairs], 1)
-    overall = _apart(Harm(*(tensor[:, 0] for tensor in harm)), alone)
-    labels = PairLabels(better, overall, _harm([[] for _ in pairs], 0))
-    taxonomy = _taxonomy_of(pairs) if categories else None
+    compared = [place < len(pairs) - alone for place in range(len(pairs))]
+    rows = zip(pairs, compared, strict=True)
+    harm = _harm([[_as_compared(_overall(pair), is_so)] for pair, is_so in rows], 1)
+    labels = PairLabels(better, Harm(*(tensor[:, 0] for tensor in harm)), _harm([[] for _ in pairs], 0))
+    taxonomy = _taxonomy_of(pairs, taxonomies) if categories else None
     if taxonomy is not None:
         names = taxonomy.names
-        found = _harm([[_of_category(pair, name) for name in names] for pair in pairs], len(names))
+        found = _harm(
+            [
+                [_as_compared(_of_category(pair, name), is_so) for name in names]
+                for pair, is_so in zip(pairs, compared, strict=True)
+            ],
+            len(names),
+        )
         if not ((found.unsafe_0 == 1) | (found.unsafe_1 == 1)).any():
             raise DataError("category_weight: no answer has a category; expected one at least, or 0")
-        labels = labels._replace(categories=_apart(found, alone))
+        labels = labels._replace(categories=found)
     has_reward = bool((better >= 0).any())
     has_cost = any(bool((tensor >= 0).any()) for tensor in labels.harm[:3])
     if not has_reward and not has_cost:
@@ -124,11 +132,9 @@ def _harm(rows: Sequence[Sequence[_Row]], width: int) -> Harm:
     return Harm(*torch.tensor(rows, dtype=torch.long).reshape(len(rows), width, 4).unbind(-1))
 
 
-def _apart(harm: Harm, alone: int) -> Harm:
-    """Forget what the last rows say of one answer beside the other."""
-    if alone:
-        harm.safer[-alone:], harm.severity_gap[-alone:] = -1, 0
-    return harm
+def _as_compared(row: _Row, is_compared: bool) -> _Row:
+    """A row's labels, without what they say of one answer beside the other where nothing compares them."""
+    return row if is_compared else (-1, row[1], row[2], 0)
 
 
 def _overall(pair: Pair) -> _Row:
@@ -175,10 +181,10 @@ def _gap(levels: Sequence[int | None]) -> int:
     return 0 if first is None or second is None else second - first
 
 
-def _taxonomy_of(pairs: Sequence[Pair]) -> Taxonomy:
-    names = sorted({pair.taxonomy for pair in pairs})
+def _taxonomy_of(pairs: Sequence[Pair], taxonomies: Collection[str]) -> Taxonomy:
+    names = sorted({*taxonomies, *(pair.taxonomy for pair in pairs)})
     if len(names) != 1:
-        raise DataError(f"category_weight: pairs of taxonomies {', '.join(names) or 'none'}; expected one")
+        raise DataError(f"category_weight: records of taxonomies {', '.join(names) or 'none'}; expected one")
     taxonomy = load_taxonomy(names[0])
     for category in {name for pair in pairs for answer in pair.answers for name in answer.categories or ()}:
         taxonomy.index(category)

@@ -89,7 +89,7 @@ def _as_pair(first: Exchange, second: Exchange) -> Pair:
         id=f"{first.id}+{second.id}",
         prompt=first.prompt,
         answers=(one, other),
-        taxonomy=" and ".join(dict.fromkeys((first.taxonomy, second.taxonomy))),
+        taxonomy=first.taxonomy,
         source=first.source,
         licence=first.licence,
     )
