@@ -124,7 +124,7 @@ def test_the_logged_loss_is_the_mean_over_all_terms(tmp_path: Path) -> None:
 def test_two_processes_take_the_step_of_one(tmp_path: Path) -> None:
     script = Path(__file__).with_name("two_ranks.py")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29517"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
         [*command, str(script), str(tmp_path)], env=environment, capture_output=True, text=True, check=False
     )

@@ -15,6 +15,8 @@ def main(out: Path) -> None:
     with kept_gradients() as kept:
         fit(task(Squares()), settings(tokens_per_micro_batch=9), run_in(out / "run"), label="test")
     torch.save(kept[0], out / f"gradient-{torch.distributed.get_rank()}.pt")
+    torch.distributed.barrier()  # a process that leaves earlier can take the other down
+    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
