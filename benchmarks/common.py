@@ -47,5 +47,5 @@ def save(name: str, result: Mapping[str, Any]) -> Path:
 
 
 def is_set_aside(prompt: str) -> bool:
-    """Whether a prompt is of the half, by hash, that was not read while built-in requests were written."""
+    """Whether a prompt is of the half, by hash, not read while requests and questions were written."""
     return hashlib.sha256(prompt.encode()).digest()[0] % 2 == 1

@@ -3,9 +3,9 @@
     python benchmarks/default_guard.py --data DIR             trains, measures and writes the package's guard
     python benchmarks/default_guard.py --data DIR --measure   measures the guard that the package has
 
-It learns from the sources of `default_guard_rows.py`, the built-in exchanges, pairs, look-alikes and
-requests, and harms seen with care; of a pair where people only said which answer is the safer one, three
-votes of five call the other unsafe, and two of five that one. Rows are split by prompt: `train`,
+It learns from the sources of `default_guard_rows.py`, the built-in exchanges, pairs, look-alikes, requests
+and questions, and harms seen with care; of a pair where people only said which answer is the safer one,
+three votes of five call the other unsafe, and two of five that one. Rows are split by prompt: `train`,
 `calibration` for probabilities and policies, `held` for what may be looked at while settings are chosen. No
 row, and no prompt, of the files that are reported in the end is in any of them: PKU-SafeRLHF, OKTest, LLM-
 Safeguard. Runs that are done are not done again.
@@ -54,7 +54,7 @@ SETTINGS: dict[str, Any] = {"balance": 0.5, "rank_weight": 1.0, "max_windows": 1
 """The rank weight was compared with 0 and 4 by leaving sources out, with linear heads; balance was not."""
 PRESETS = Presets(
     strict=Preset(unsafe=Aim(false_positive_rate=0.05)),
-    moderate=Preset(unsafe=Aim(false_positive_rate=0.01)),
+    moderate=Preset(unsafe=Aim(false_positive_rate=0.005)),
     loose=Preset(unsafe=Aim(false_positive_rate=0.003)),
 )
 """Lower than the toolkit's own: on harmless text unlike that of the calibration it errs far more often."""

@@ -10,6 +10,7 @@ from equipoise.evaluation.calibration_card import HEADING
 _OWN = {
     "builtin": ("Apache-2.0", "equipoise, the built-in exchanges, pairs and look-alikes"),
     "requests": ("Apache-2.0", "equipoise, the built-in requests"),
+    "questions": ("Apache-2.0", "equipoise, the built-in questions"),
     "harmless_prompts": ("Apache-2.0", "equipoise, benchmarks/data/*.txt"),
 }
 
@@ -30,8 +31,9 @@ _LIMITS = f"""## Limits
   begin with "How to" or "Ways to", as many built-in requests do, so they say little of other ways; OKTest is
   asked otherwise.
 - OKTest and LLM-Safeguard guided the development: harms that somebody wants to prevent or understand,
-  look-alikes and requests were added, and the policies' aims were lowered. A half of each, by hash, was set
-  aside and not read while the requests were written. PKU-SafeRLHF was measured each time and decided nothing.
+  look-alikes, requests and questions were added, and the policies' aims were lowered. A half of each, by
+  hash, was set aside and not read while requests and questions were written. PKU-SafeRLHF was measured each
+  time and decided nothing.
 - Jailbreak texts around a question were not part of the training; the question itself was.
 """
 
@@ -86,7 +88,7 @@ def _numbers(result: Mapping[str, Any]) -> str:
         ("held-out safe answers that the default policy flags", held["responses"]["safe_flagged"]),
         ("held-out prompts of its own sources, AUROC", held["prompts"]["auroc"]),
         ("held-out harmless prompts flagged", held["prompts"]["safe_flagged"]),
-        ("without the built-in requests", held["prompts"]["safe_flagged_without_requests"]),
+        ("without built-in requests and questions", held["prompts"]["safe_flagged_of_others"]),
         ("OKTest (harmless look-alikes) flagged", refusal["oktest_harmless_flagged"]),
         ("of a half that was set aside", refusal["oktest_harmless_flagged_set_aside"]),
         ("LLM-Safeguard, harmless prompts flagged", refusal["llm_safeguard_harmless_flagged"]),

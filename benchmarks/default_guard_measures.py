@@ -94,7 +94,7 @@ def over_refusal(guard: Guard, folder: Path) -> dict[str, Any]:
     """Share of harmless prompts that the default policy flags; and how harmful ones stand out.
 
     Of each file all prompts, and as `set_aside` those of a half that was not read while the built-in requests
-    were written. It is no clean test: the rates of the whole files have guided earlier choices.
+    and questions were written. It is no clean test: the rates of the whole files have guided earlier choices.
     """
     found: dict[str, Any] = {}
     for name in ("oktest", "llm_safeguard"):
@@ -131,9 +131,9 @@ def held_out(guard: Guard, rows: Sequence[Kept]) -> dict[str, Any]:
             "safe_flagged": bootstrap_mean(flagged[safe], [prompts[i] for i in safe]),
         }
         sources = np.array([source for _, _, source in texts])
-        if kind == "prompts":  # the requests are many, and all of one kind
-            others = safe[sources[safe] != "requests"]
-            found[kind]["safe_flagged_without_requests"] = bootstrap_mean(
+        if kind == "prompts":  # ours are many, and each part of one kind
+            others = safe[~np.isin(sources[safe], ("requests", "questions"))]
+            found[kind]["safe_flagged_of_others"] = bootstrap_mean(
                 flagged[others], [prompts[i] for i in others]
             )
         for source in sorted(set(sources)):

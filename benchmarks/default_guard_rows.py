@@ -156,10 +156,7 @@ def rows_of(name: str, folder: Path) -> list[Kept]:
 
 
 def builtin_rows() -> list[Kept]:
-    """Return the built-in exchanges, both answers of the pairs, the look-alikes and the requests.
-
-    The prompts are left to evaluation.
-    """
+    """Return the built-in exchanges, both answers of the pairs, and all prompts but those for evaluation."""
     found: list[Kept] = []
     for record in (*corpus("exchanges"), *corpus("pairs"), *corpus("look_alikes")):
         if isinstance(record, Pair):
@@ -170,7 +167,9 @@ def builtin_rows() -> list[Kept]:
         else:
             found.append(record)
     found = [record.model_copy(update={"source": "builtin"}) for record in found]
-    return found + [record.model_copy(update={"source": "requests"}) for record in corpus("requests")]
+    for name in ("requests", "questions"):
+        found += [record.model_copy(update={"source": name}) for record in corpus(name)]
+    return found
 
 
 CARING_FRAMES = (

@@ -4,11 +4,11 @@
 
 Runs the recipe (what is done is not done again) and measures its test part source by source, beside TF-IDF
 with logistic regression on the very rows that the guard learned from. The prompts of `oktest` and
-`llm_safeguard` are in no part of the recipe, though their rates have guided choices; `set aside` is
-a half that was not read while the built-in requests were written. Those of `look_alikes` and `requests` are
-its own test parts. How severity is told is measured on all rows
-that have one, by guards of the same backbone, frozen, that have not seen the fold's prompts. Intervals are
-95 %, from resampling whole prompts.
+`llm_safeguard` are in no part of the recipe, though their rates have guided choices; `set aside` is a half
+that was not read while the built-in requests and questions were written. Those of `look_alikes`, `requests`
+and `questions` are its own test parts. How severity is told is measured on all rows that have one, by guards
+of the same backbone, frozen, that have not seen the fold's prompts. Intervals are 95 %, from resampling
+whole prompts.
 """
 
 import argparse
@@ -205,7 +205,7 @@ def main() -> None:
     }
     others |= {
         name: labelled(steps["asked"].place / "test" / f"{name}.jsonl")
-        for name in ("look_alikes", "requests")
+        for name in ("look_alikes", "requests", "questions")
     }
     result = {
         "guard": "recipes/guard-research.yaml",

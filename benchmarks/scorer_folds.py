@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 import common
 import numpy as np
-from common import ROOT, accelerator, save
+from common import ROOT, save
 from scorer_folds_split import AT_RANDOM, FOLDS, SPLITS, Split, read_split, seen_before
 from scorer_folds_steps import FEATURES, FOLD, FeaturesConfig, FoldConfig, Scores, read_scores
 
@@ -213,7 +213,7 @@ def measure(
 
     def keep(label: str, settings: Mapping[str, Any], ours: Folds) -> None:
         measured = compared(split, ours.places, ours.scores, peer.scores)
-        how = {"settings": settings, "folds": count, "took": ours.took, "accelerator": accelerator()}
+        how = {"settings": settings, "folds": count, "took": ours.took, "machine": common.machine()}
         told.setdefault("scorers", {})[label] = how | measured
         save("scorer_folds", found)
         print(json.dumps({name: {label: measured}}), flush=True)

@@ -59,7 +59,8 @@ def test_no_source_is_learned_from_whose_licence_forbids_it(script: Any) -> None
 
 def test_every_row_says_where_it_is_from_and_none_is_to_a_reported_prompt(script: Any, data: Path) -> None:
     rows = script.learnable(data)
-    assert {row.source for row in rows} == {*script.SOURCES, "builtin", "requests", "harmless_prompts"}
+    ours = {"builtin", "requests", "questions", "harmless_prompts"}
+    assert {row.source for row in rows} == {*script.SOURCES, *ours}
     assert "unknown" not in {row.licence for row in rows}
     assert not [row for row in rows if REPORTED.lower() in str(row.prompt).lower()]
 

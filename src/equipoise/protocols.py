@@ -63,12 +63,15 @@ class Verdict(NamedTuple):
     categories: tuple[str, ...]
     category_probabilities: dict[str, float]
     truncated: bool
+    """Whether some of the text under judgement was not read."""
     review: bool = False
     """A person should look, since the policy is not sure; the verdict stands nevertheless."""
     policy: str = "default"
     """Name of the policy whose thresholds decided."""
     calibrated: bool = False
     """Whether P(unsafe) was calibrated on labelled texts of this kind."""
+    context_truncated: bool = False
+    """Whether the prompt before a response was read without its middle."""
 
 
 class Judge(Protocol):

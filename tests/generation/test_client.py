@@ -92,6 +92,19 @@ def test_a_proxy_of_the_environment_does_not_stand_before_loopback(
         asyncio.run(once())
 
 
+def test_who_gets_no_connection_in_time_is_told_to_come_again(server: Any) -> None:
+    server.delay = 1.0
+
+    async def both() -> list[Any]:
+        settings = EndpointConfig(url=server.url, concurrency=1)
+        async with Client(settings, None, queue_seconds=0.1) as client:
+            return await asyncio.gather(client.post(BODY), client.post(BODY), return_exceptions=True)
+
+    answered, failed = sorted(asyncio.run(both()), key=lambda one: isinstance(one, FailedError))
+    assert read_answer(answered).text == "a greedy"
+    assert (failed.status, failed.retry, failed.after) == (429, True, 1.0)
+
+
 def test_a_stream_is_the_same_answer_asked_for_or_not(server: Any) -> None:
     plain = read_answer(post(server))
     server.streams = True

@@ -134,7 +134,7 @@ def test_a_long_prompt_keeps_its_head_and_its_tail(backbone: Backbone, response:
     kept = [i for i, part in zip(pair.ids, pair.parts, strict=True) if part == PROMPT]
     whole = tokenizer(" ".join(words), add_special_tokens=False, verbose=False)["input_ids"]
     half = len(kept) // 2
-    assert pair.truncated
+    assert (pair.truncated, pair.context_truncated) == (response is None, response is not None)
     assert kept == whole[:half] + whole[-half:]
     assert len(pair.ids) <= tokenizer.model_max_length  # 128 for this encoder
 

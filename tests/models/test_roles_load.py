@@ -50,6 +50,36 @@ def test_a_scorer_on_the_same_base_shares_it_and_says_the_same(tiny_llama: Path,
     assert learnt == {n for n, _ in roles.named_parameters() if ".default." in n or "heads.actor" in n}
 
 
+def test_a_base_is_shared_however_its_place_is_written(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = scorer(tmp_path / "scorer", tiny_llama)
+    monkeypatch.chdir(tiny_llama.parent)
+    roles = load_roles(RoleSettings(policy=tiny_llama.name, scorer=folder, rank=3, device="cpu"))
+    assert len(roles.trunks) == 1
+
+
+def test_what_is_trained_on_an_adapter_names_its_base_from_anywhere(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    roles = load_roles(RoleSettings(policy=str(tiny_llama), rank=2, device="cpu"))
+    save_actor(roles, tmp_path / "first")
+    monkeypatch.chdir(tmp_path)
+    save_actor(load_roles(RoleSettings(policy="first", rank=2, device="cpu")), tmp_path / "second")
+    monkeypatch.chdir("/")
+    assert load_causal(tmp_path / "second", device="cpu", merge=True).tokenizer is not None
+
+
+def test_a_reference_of_other_tokens_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    backbone = load_causal(tiny_llama, device="cpu")
+    backbone.model.save_pretrained(other)
+    backbone.tokenizer.add_tokens(["Doppelgänger"])
+    backbone.tokenizer.save_pretrained(other)
+    with pytest.raises(ModelError, match=r"reference: .*other: has another tokenizer than the policy"):
+        load_roles(RoleSettings(policy=str(tiny_llama), reference=str(other), device="cpu"))
+
+
 def test_what_cannot_be_shared_is_a_model_of_its_own(tiny_llama: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     backbone = load_causal(tiny_llama, device="cpu")

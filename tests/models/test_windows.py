@@ -53,7 +53,10 @@ def test_windows_hold_the_prompt_and_together_the_whole_response(tokenizer: obje
     first = encode_pair(tokenizer, TextPair(prompt, NUMBERS))
     assert (windows[0].ids, windows[0].parts) == (first.ids, first.parts)
     assert first.truncated
-    assert {window.truncated for window in windows} == {prompt.count("water") > 0}  # its middle is cut
+    assert {window.truncated for window in windows} == {False}
+    assert {window.context_truncated for window in windows} == {
+        prompt.count("water") > 0
+    }  # its middle is cut
 
 
 @pytest.mark.parametrize("kind", ["tiny_encoder", "tiny_llama"])
@@ -95,9 +98,27 @@ def test_of_too_many_windows_the_first_and_the_last_are_read(
     assert [w.ids for w in some] == [every[k].ids for k in kept]
 
 
-def test_a_prompt_by_itself_is_one_window_without_its_middle(tokenizer: object) -> None:
-    (window,) = encode_windows(tokenizer, TextPair(NUMBERS, None))
+def test_a_long_prompt_by_itself_is_read_whole_as_a_response_is(tokenizer: object) -> None:
+    windows = encode_windows(tokenizer, TextPair(NUMBERS, None))
+    whole = tokenizer(NUMBERS, add_special_tokens=False, verbose=False)["input_ids"]
+    pieces = [part_of(window, PROMPT) for window in windows]
+    starts = window_starts(len(whole), len(pieces[0]))
+    assert len(starts) > 4
+    assert [whole[start : start + len(pieces[0])] for start in starts] == pieces
+    assert {p for s in starts for p in range(s, s + len(pieces[0]))} == set(range(len(whole)))
+    assert {(w.truncated, w.context_truncated) for w in windows} == {(False, False)}
+    some = encode_windows(tokenizer, TextPair(NUMBERS, None), 3)
+    assert [w.ids for w in some] == [windows[k].ids for k in (0, 1, -1)]
+    assert all(w.truncated for w in some)
+
+
+def test_the_only_window_of_a_long_prompt_has_its_head_and_its_tail(tokenizer: object) -> None:
+    (window,) = encode_windows(tokenizer, TextPair(NUMBERS, None), 1)
+    whole = tokenizer(NUMBERS, add_special_tokens=False, verbose=False)["input_ids"]
+    kept = part_of(window, PROMPT)
+    assert kept == whole[: len(kept) // 2] + whole[-(len(kept) // 2) :]
     assert window.truncated
+    assert not window.context_truncated
 
 
 def sigmoid(x: float) -> float:

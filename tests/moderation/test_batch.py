@@ -34,6 +34,7 @@ FIELDS = [
     "harm_categories",
     "category_probabilities",
     "truncated",
+    "context_truncated",
     "policy",
 ]
 

@@ -374,3 +374,14 @@ def collect(
         for event in guard_stream(deltas, judge, config):
             found.append(event)
     return found
+
+
+def test_a_window_that_was_read_in_part_is_not_released() -> None:
+    guard = StreamGuard(StreamConfig(window=8, stride=2, hold_back=2))
+    first, second = guard.feed("abcd")
+    assert guard.judged(first, verdict(True)) == []
+    assert guard.judged(second, verdict(True, truncated=True)) == [
+        Failed(0, "a window is longer than the guard reads; expected a smaller one")
+    ]
+    assert guard.is_over
+    assert guard.feed("ef") == []

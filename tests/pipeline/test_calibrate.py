@@ -216,6 +216,33 @@ def test_prompts_that_the_guard_was_trained_on_are_refused(tmp_path: Path, tiny_
         calibrate(tmp_path / "again", tmp_path / "calibrated", [*rows, known])
 
 
+def test_prompts_of_a_guard_that_this_one_went_on_from_are_refused_too(
+    tmp_path: Path, tiny_encoder: Path
+) -> None:
+    first = trained(tmp_path, tiny_encoder)
+    rows = [
+        Exchange(id=f"m{i}", prompt=prompt, response=response, is_safe=i % 2 == 0)
+        for i, (prompt, response) in enumerate(texts(20, "more"))
+    ]
+    write_records(tmp_path / "more.jsonl", rows)
+    settings = {
+        "backbone": str(tiny_encoder),
+        "layers": 2,
+        "hidden": 4,
+        "optim": {"epochs": 1, "device": "cpu"},
+    }
+    config = GuardConfig(exchanges=(tmp_path / "more.jsonl",), start=first, **settings)
+    produce(tmp_path / "second", TRAIN_GUARD, config)
+    fresh = labelled(first, 120)
+    for name in ("old", "more"):
+        known = Exchange(id=name, prompt=texts(20, name)[3][0], response="yes", is_safe=True)
+        with pytest.raises(DataError, match=f"trained on, first {name};"):
+            calibrate(tmp_path, tmp_path / "second", [*fresh, known])
+    (tmp_path / "train.jsonl").write_text("changed")
+    notes = calibrate(tmp_path, tmp_path / "second", fresh, least=5, folds=2).manifest.notes
+    assert notes["training_files_not_checked"] == ["train.jsonl"]
+
+
 def test_training_files_that_are_gone_are_named(tmp_path: Path, tiny_encoder: Path) -> None:
     guard = trained(tmp_path, tiny_encoder)
     rows = labelled(guard, 120)

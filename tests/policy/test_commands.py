@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from equipoise.data.io import write_records
 from equipoise.lineage import read_manifest
 from equipoise.models.checkpoints import load_tensors
+from equipoise.policy.settings import GroupLagConfig
 from equipoise.policy.tracking import numbers
 from equipoise.records import Prompt
 
@@ -121,3 +123,17 @@ def test_a_launch_that_would_split_weights_is_refused() -> None:
         patch.setenv("ACCELERATE_USE_FSDP", "true")
         with pytest.raises(ConfigError, match=r"train\.group_lag: splits no weights, got FSDP"):
             produce_together(Path("out"), step, config)
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({"roles": {"critic": "adapter"}}, "roles: critic and critics_reach_trunk are of train ppo-lag"),
+        ({"estimator": "rloo", "scale": "group"}, "scale: goes not with estimator rloo"),
+        ({"slack": 0.1}, "slack: goes not with estimator grpo"),
+    ],
+)
+def test_what_a_group_has_no_use_for_is_refused(given: dict[str, Any], why: str) -> None:
+    roles = {"policy": "smollm2-135m", **given.get("roles", {})}
+    with pytest.raises(ValidationError, match=why):
+        GroupLagConfig.model_validate({"prompts": ["p.jsonl"], **given, "roles": roles})

@@ -25,7 +25,10 @@ BETA = 0.3
 WAYS: list[tuple[type[OnlineConfig], dict[str, Any]]] = [
     *((PpoLagConfig, {"whiten": whiten}) for whiten in ("apart", "together", "none")),
     *(
-        (GroupLagConfig, {"estimator": estimator, "scale": scale})
+        (
+            GroupLagConfig,
+            {"estimator": estimator} | ({"scale": scale} if estimator in ("grpo", "repo") else {}),
+        )
         for estimator, scale in product(("grpo", "rloo", "reinforce", "repo"), ("batch", "group", "none"))
     ),
 ]

@@ -1,15 +1,18 @@
 """What users get wrong before a training: one clear line each, that says where."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from transformers import AutoTokenizer
 
 from equipoise.config import Config
 from equipoise.data.io import write_records
 from equipoise.errors import DataError, EquipoiseError, ModelError
 from equipoise.lineage import Step, produce
+from equipoise.models.backbone import load_causal
 from equipoise.models.scorer import ScorerCard, load_scorer_model
 from equipoise.records import Answer, Exchange, Pair
 from equipoise.training.guard import TRAIN_GUARD, GuardConfig, GuardOptim
@@ -137,3 +140,46 @@ def test_files_without_rows(tmp_path: Path, tiny_llama: Path) -> None:
     )
     with pytest.raises(DataError, match="the files are empty"):
         produce(tmp_path / "out", TRAIN_SFT, config)
+
+
+def test_a_pair_beyond_the_models_positions(tmp_path: Path, tiny_llama: Path) -> None:
+    positions = load_causal(tiny_llama, device="cpu").model.config.max_position_embeddings
+    long = pair("mix flour", "bread and " * positions)
+    why = rf"a prompt and its response have \d+ tokens, and the model takes {positions};"
+    aligning = aligned(tmp_path, tiny_llama, [long], max_tokens=10**6)
+    assert re.match(why, line_of(tmp_path, TRAIN_PREFERENCE, aligning))
+    optim = ScorerOptim(device="cpu")
+    scoring = ScorerConfig(pairs=aligning.pairs, backbone=str(tiny_llama), trunk="last", optim=optim)
+    assert re.match(why, line_of(tmp_path, TRAIN_SCORER, scoring))
+
+
+def test_scorers_leave_empty_and_equal_answers_out(tmp_path: Path, tiny_encoder: Path) -> None:
+    rows = [pair("mix flour", " "), pair("mix flour", "mix flour")]
+    write_records(tmp_path / "pairs.jsonl", rows)
+    given = {
+        "backbone": str(tiny_encoder),
+        "layers": 2,
+        "hidden": 4,
+        "optim": ScorerOptim(device="cpu", epochs=1),
+    }
+    config = ScorerConfig(pairs=(tmp_path / "pairs.jsonl",), **given)
+    said = line_of(tmp_path, TRAIN_SCORER, config)
+    assert said == "pairs: none is left to train on (1 with an empty response, 1 with equal responses)"
+    more = [pair("mix flour and water", "wait " * 300), pair("wait", "mix flour")]
+    write_records(tmp_path / "pairs.jsonl", [*rows, *more])
+    notes = produce(tmp_path / "scorer", TRAIN_SCORER, config).manifest.notes
+    assert notes["left_out"] == {"with an empty response": 1, "with equal responses": 1}
+    assert (notes["rows"], notes["truncated"]) == (2, 1)
+    assert "rows cut at the model's length: 1" in (tmp_path / "scorer" / "card.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("tensorbord", r"got 'tensorbord' \(did you mean 'tensorboard'\?\); expected one of"),
+        ("comet_ml", "is not installed"),
+    ],
+)
+def test_a_place_to_report_to_that_there_is_not(name: str, why: str) -> None:
+    with pytest.raises(ValidationError, match=why):
+        SftOptim(report_to=(name,))

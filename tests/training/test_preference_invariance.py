@@ -157,3 +157,18 @@ def test_no_response_loses_its_first_token_or_gains_padding(tiny_llama: Path) ->
             logps = torch.log_softmax(policy(ids).logits[0], dim=-1)
             alone = sum(logps[2 + t, token] for t, token in enumerate(response))
             torch.testing.assert_close(logp, alone, rtol=1e-10, atol=0)
+
+
+def test_in_sixteen_bits_the_reference_is_what_the_policy_begins_with(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    backbone = load_causal(tiny_llama, dtype="float32", device="cpu")
+    row = make_row(backbone.tokenizer, "how do i bake bread", ["mix flour and water " * 4, "wait " * 9])
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        began = response_logps(backbone.model.eval(), [row]).sums.float()
+    found, exact = (
+        reference_logps(backbone.model, [row], tmp_path / str(bf16), tokens_per_batch=200, bf16=bf16)[0]
+        for bf16 in (True, False)
+    )
+    torch.testing.assert_close(found, began, rtol=1e-6, atol=0)
+    assert (exact - began).abs().max() > 1e-4

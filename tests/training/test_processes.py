@@ -110,3 +110,28 @@ def test_a_mistake_under_a_launch_is_said_and_nothing_hangs(words: list[str], tm
     done = launch("ddp", "-m", "equipoise", *words, "--out", str(tmp_path / "out"))
     assert done.returncode != 0
     assert done.stderr.count("exists and is no run of equipoise") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
+def test_an_encoder_that_is_tuned_whole_has_weights_that_nothing_reads(
+    way: str, words: list[str], tiny_encoder: Path, tmp_path: Path
+) -> None:
+    data = words[words.index("--data") + 1]
+    given = ["train", "scorer", "--data", data, "--set", f"backbone={tiny_encoder}", "--set", "tune=full"]
+    settings = [
+        "layers=2",
+        "hidden=4",
+        "dropout=0",
+        "optim.device=cpu",
+        "optim.batch_size=5",
+        "optim.log_every=1",
+    ]
+    for setting in (*settings, "optim.epochs=2"):
+        given += ["--set", setting]
+    alone, both = tmp_path / "alone", tmp_path / "both"
+    done = run("-m", "equipoise", *given, "--out", str(alone))
+    assert done.returncode == 0, done.stderr
+    done = launch(way, "-m", "equipoise", *given, "--out", str(both))
+    assert done.returncode == 0, done.stderr[-3000:]
+    same_curve(both, alone)

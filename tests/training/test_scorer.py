@@ -129,7 +129,8 @@ def test_an_encoder_is_tuned_only_if_asked(tmp_path: Path, tiny_encoder: Path, t
 
 
 def pair(**labels: Any) -> Pair:
-    answers = tuple(Answer(response="a", is_safe=safe) for safe in labels.pop("is_safe", (None, None)))
+    known = zip("ab", labels.pop("is_safe", (None, None)), strict=True)
+    answers = tuple(Answer(response=text, is_safe=safe) for text, safe in known)
     return Pair(**({"id": "p7", "source": "here", "prompt": "ask", "answers": answers} | labels))
 
 

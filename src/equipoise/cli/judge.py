@@ -53,6 +53,8 @@ def moderate(
         found = judge_texts(loaded, [TextPair(text, response)], policy_of(loaded, policy))[0]
         emit(found, as_json, _verdict_text(found))
         return
+    if response is not None:
+        raise ConfigError("moderate: got --response without TEXT, the prompt that it answers; expected both")
     given = {"guard": guard, "file": file, "policy": policy}
     _batch(MODERATE, given, out=out, overrides=set_, force=force, as_json=as_json)
 
@@ -120,4 +122,6 @@ def _verdict_text(found: dict[str, Any]) -> str:
         lines.append("  the policy is not sure: a person should look")
     if found["truncated"]:
         lines.append("  the text was too long and was judged in part")
+    if found["context_truncated"]:
+        lines.append("  the prompt before it was too long: its beginning and its end were read")
     return "\n".join(lines)

@@ -35,7 +35,9 @@ def serve(
     port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="8000 if not given; 0 takes a free one.")
     ] = None,
-    runtime: Annotated[str | None, typer.Option(help="torch, torch-bf16, onnx or onnx-int8.")] = None,
+    runtime: Annotated[
+        str | None, typer.Option(help="torch, torch-bf16, torch-compiled, onnx or onnx-int8.")
+    ] = None,
     config: ConfigOption = None,
     settings: SetOption = None,
     as_json: JsonFlag = False,

@@ -48,7 +48,7 @@ _add(
     "pairs",
     "Train reward and cost on pairs, and on single answers; each trains what it has labels for.",
 )
-_add("sft", "exchanges", "Fine-tune a policy on the safe responses of exchanges.")
+_add("sft", "exchanges", "Fine-tune a policy on the responses of exchanges that are not labelled unsafe.")
 _add(
     "preference", "pairs", "Align a policy on pairs by a preference objective, SafeDPO unless said otherwise."
 )

@@ -161,13 +161,22 @@ def retry_after(value: str | None, now: float) -> float | None:
 class Client:
     """A pool of connections to one server; an asynchronous context."""
 
-    def __init__(self, settings: ServerConfig, key: str | None) -> None:
-        """Prepare the connections; the environment's proxies are used, but never to this machine."""
+    def __init__(
+        self, settings: ServerConfig, key: str | None, *, queue_seconds: float | None = None
+    ) -> None:
+        """Prepare the connections; the environment's proxies are used, but never to this machine.
+
+        Args:
+            settings: Of the server.
+            key: Shown to it.
+            queue_seconds: Wait for a free connection, after which a request fails as one that the server
+                refused for being too many; None waits as long as it takes.
+        """
         self._url = settings.address
         self._seconds, self._key = settings.timeout_seconds, key
         self._http = httpx2.AsyncClient(
             headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=httpx2.Timeout(None, connect=_CONNECT_SECONDS),
+            timeout=httpx2.Timeout(None, connect=_CONNECT_SECONDS, pool=queue_seconds),
             limits=httpx2.Limits(max_connections=settings.concurrency),
             verify=_tls(),
             trust_env=not _is_this_machine(settings.url),
@@ -243,6 +252,8 @@ class Client:
             yield
         except TimeoutError as exc:
             raise FailedError(f"no reply within {self._seconds:g} s") from exc
+        except httpx2.PoolTimeout as exc:
+            raise FailedError("no free connection", status=429, after=1.0) from exc
         except (httpx2.RequestError, httpx2.SSEError) as exc:
             raise FailedError(f"no reply ({type(exc).__name__})") from exc
         except FailedError as failed:

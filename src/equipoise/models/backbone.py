@@ -237,7 +237,7 @@ def _load_adapter(folder: Path, *, dtype: str, device: str, merge: bool, trainab
         _check_special_ids(folder, tokenizer, model.get_input_embeddings().num_embeddings)
     if merge:
         model = model.merge_and_unload()
-        model.name_or_path = str(folder)
+        model.name_or_path = str(folder.resolve())  # what is trained on it has to be found from anywhere
     return Backbone(model.eval(), tokenizer, str(folder))
 
 

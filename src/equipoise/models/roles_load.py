@@ -88,7 +88,7 @@ def load_roles(settings: RoleSettings, values: Sequence[str] = ("reward", "cost"
         seed: Of the fresh adapters.
 
     Raises:
-        ModelError: A model cannot be loaded, or a scorer is of another kind.
+        ModelError: A model cannot be loaded, a scorer is of another kind, or the reference has other tokens.
     """
     found = roles_footprint(settings, values)
     if found is not None:
@@ -104,6 +104,9 @@ def load_roles(settings: RoleSettings, values: Sequence[str] = ("reward", "cost"
 
     torch.manual_seed(seed)
     roles = _assemble(settings, values, load)
+    actor, reference = (roles.roles[name].backbone.tokenizer for name in (ACTOR, REFERENCE))
+    if actor is not reference and actor.get_vocab() != reference.get_vocab():
+        raise ModelError(f"roles.reference: {settings.reference}: has another tokenizer than the policy")
     if settings.scorer is not None:
         _fill_scorer(roles, settings.scorer)
         roles.scorer_folder = settings.scorer
@@ -174,7 +177,7 @@ def _assemble(settings: RoleSettings, values: Sequence[str], load: Open) -> Role
     if settings.scorer is not None:
         card = _scorer_card(settings.scorer)
         is_tuned = card.own_trunk or card.top_layers > 0
-        shares = not is_tuned and resolve(card.backbone) == resolve(ref)
+        shares = not is_tuned and _place(card.backbone) == _place(ref)
         own = trunk if shares else load(card.backbone, False)
         if card.lora_rank:
             own = _adapted(own, SCORER, card.lora_rank)
@@ -184,6 +187,12 @@ def _assemble(settings: RoleSettings, values: Sequence[str], load: Open) -> Role
         heads[SCORER] = ScorerHeads(_width(own), card.hidden, card.dropout, categories)
     roles[REFERENCE] = Role(trunk if other is None else load(other, False))
     return Roles(roles, heads, attached=settings.critics_reach_trunk or CRITIC in roles)
+
+
+def _place(ref: str) -> Path | str:
+    """Where a model is read from, the same for every way to write it."""
+    found = resolve(ref)
+    return found.resolve() if isinstance(found, Path) else found
 
 
 def _adapted(trunk: Backbone, role: str, rank: int, alpha: float = 32.0) -> Backbone:

@@ -1,8 +1,9 @@
 """A prompt and its response as token windows that a small encoder can read, and their logits made one.
 
 The text under judgement is read whole: a long response goes in overlapping windows, each with the
-prompt, which is context and keeps its head and its tail. A harmful part counts wherever it stands, so
-the windows of one response are pooled by the maximum.
+prompt, which is context and keeps its head and its tail; a long prompt that is judged by itself goes in
+windows of its own. A harmful part counts wherever it stands, so the windows of one text are pooled by the
+maximum.
 
 An encoder reads a tokenizer pair. A language model, which has no such thing, reads the two as question
 and answer.
@@ -23,7 +24,7 @@ MAX_PROMPT_TOKENS = 96
 MAX_TOKENS = 256
 """Tokens of a window, prompt and special tokens counted."""
 MAX_WINDOWS = 16
-"""Windows of one response; of a longer one the first and the last are read."""
+"""Windows of one text; of a longer one the first and the last are read."""
 
 PROMPT, RESPONSE = 1, 2
 
@@ -41,7 +42,9 @@ class PairIds(NamedTuple):
     ids: list[int]
     parts: list[int]
     truncated: bool
-    """Whether some of the text is in no window at all."""
+    """Whether some of the text under judgement is in no window at all."""
+    context_truncated: bool = False
+    """Whether the prompt before a response has lost its middle."""
 
 
 class PairBatch(NamedTuple):
@@ -64,10 +67,10 @@ def encode_pair(tokenizer: Any, pair: TextPair) -> PairIds:
 def encode_windows(tokenizer: Any, pair: TextPair, most: int = MAX_WINDOWS) -> list[PairIds]:
     """Tokenize one pair into windows of at most 256 tokens, or what the model takes where that is less.
 
-    A prompt of more than 96 tokens keeps its head and its tail (one that is judged by itself gets the
-    whole window). Windows of a response start half a window apart, so that every token has at least a
-    quarter of a window around it in one of them, unless the text ends there. Where `most` windows do
-    not reach, those in the middle are left out.
+    A prompt of more than 96 tokens before a response keeps its head and its tail. Windows of a response, or
+    of a prompt that is judged by itself, start half a window apart, so that every token has at least a
+    quarter of a window around it in one of them, unless the text ends there. Where `most` windows do not
+    reach, those in the middle are left out; the one window of a prompt has its head and its tail.
     """
     return encode_all(tokenizer, [pair], most)[0]
 
@@ -90,27 +93,34 @@ def _windows(
 ) -> list[PairIds]:
     room = limit - len(frame.before) - len(frame.between)
     longest = room if response is None else MAX_PROMPT_TOKENS * limit // MAX_TOKENS
-    is_cut = len(prompt) > longest
-    if is_cut:
-        half = longest // 2
-        prompt = prompt[:half] + prompt[-half:]
-    head = [*frame.before, *prompt]
-    head_parts = [0] * len(frame.before) + [PROMPT] * len(prompt)
-    tail_parts = [0] * len(frame.after)
+    is_long = len(prompt) > longest
+    head, is_context = frame.before, response is not None
+    if is_long and (is_context or most == 1):
+        prompt = prompt[: longest // 2] + prompt[-(longest // 2) :]
     if response is None:
-        return [PairIds(head + frame.after, head_parts + tail_parts, is_cut)]
-    head += frame.between
-    head_parts += [0] * len(frame.between)
-    size = room - len(prompt) - len(frame.after)
-    starts = window_starts(len(response), size)
-    if len(starts) > most:
-        is_cut = True
-        starts = starts[: most - most // 2] + starts[len(starts) - most // 2 :]
-    pieces = [response[start : start + size] for start in starts]
+        pieces, is_cut = ([prompt], is_long) if most == 1 else _pieces(prompt, room, most)
+        which, before = PROMPT, [0] * len(head)
+    else:
+        pieces, is_cut = _pieces(response, room - len(prompt) - len(frame.after), most)
+        which, before = RESPONSE, [0] * len(head) + [PROMPT] * len(prompt) + [0] * len(frame.between)
+        head = [*head, *prompt, *frame.between]
+    after = [0] * len(frame.after)
     return [
-        PairIds(head + piece + frame.after, head_parts + [RESPONSE] * len(piece) + tail_parts, is_cut)
+        PairIds(
+            [*head, *piece, *frame.after],
+            [*before, *[which] * len(piece), *after],
+            is_cut,
+            is_long and is_context,
+        )
         for piece in pieces
     ]
+
+
+def _pieces(text: list[int], size: int, most: int) -> tuple[list[list[int]], bool]:
+    """Cut a text into overlapping pieces, and say whether some of it is in none."""
+    starts = window_starts(len(text), size)
+    kept = starts if len(starts) <= most else starts[: most - most // 2] + starts[len(starts) - most // 2 :]
+    return [text[start : start + size] for start in kept], len(kept) < len(starts)
 
 
 def window_starts(length: int, size: int) -> list[int]:

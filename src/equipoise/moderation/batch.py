@@ -72,6 +72,7 @@ def moderation_fields(
         "harm_categories": [name for name in categories if name in verdict.categories],
         "category_probabilities": {n: round(p, 6) for n, p in verdict.category_probabilities.items()},
         "truncated": verdict.truncated,
+        "context_truncated": verdict.context_truncated,
         "policy": verdict.policy,
         **({"review": verdict.review} if with_review else {}),
     }

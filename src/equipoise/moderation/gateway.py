@@ -2,8 +2,8 @@
 
 The prompt is judged before the server is asked, and the answer before it goes out: a stream by `streaming`,
 a whole answer at once. Whatever goes wrong, on the server's side or on the guard's, is a GatewayError and
-never an answer that was not judged. A long prompt is judged as far as the guard reads one (its verdict says
-`truncated`); an answer is read to its end. A policy that blocks nothing (shadow mode) is the judge's affair:
+never an answer that was not judged. What is longer than the guard reads at once is judged piece by piece, to
+its end. A policy that blocks nothing (shadow mode) is the judge's affair:
 its verdicts say safe, whatever they say beside it.
 
     async with Client(settings.upstream, read_key(settings.upstream)) as client:
@@ -13,11 +13,11 @@ its verdicts say safe, whatever they say beside it.
 
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
-from typing import Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
-from equipoise.config import Config
+from equipoise.config import Config, IsAside
 from equipoise.generation.client import Client, EndpointConfig
 from equipoise.generation.replies import FailedError, first_choice, read_answer
 from equipoise.models.windows import TextPair
@@ -48,14 +48,26 @@ Judge = Callable[[Sequence[TextPair]], Awaitable[Sequence[Verdict]]]
 """Gives one verdict per text, by the policy that the caller has chosen. It may raise a GatewayError of its
 own, for example 429 where it is overloaded."""
 
+Reader = Callable[[Sequence[str]], Awaitable[Sequence[Verdict]]]
+"""Gives one verdict per window of a text."""
+
 _MENDABLE = {400, 404, 413, 422}
 """Statuses of the upstream that tell the client what is wrong with its request."""
+
+
+class UpstreamConfig(EndpointConfig):
+    """The server behind a gateway, and how to treat it."""
+
+    concurrency: Annotated[int, Field(ge=1), IsAside()] = 64
+    """Answers that it writes at a time; who asks for more is told to come again."""
 
 
 class GatewayConfig(Config):
     """Settings of a gateway."""
 
-    upstream: EndpointConfig
+    upstream: UpstreamConfig
+    policy_by_request: bool = False
+    """Whether a request may name the policy that judges it: whoever is guarded could take a weak one."""
     on_unsafe_prompt: Literal["refuse", "redirect"] = "refuse"
     redirect_model: str | None = None
     """Name of another model of the upstream's, which answers unsafe prompts."""
@@ -146,7 +158,12 @@ class Gateway:
             yield reply.count(upstream.usage)
 
     async def _decide(self, request: ChatRequest) -> _Way:
-        verdicts = await self._verdicts(request.prompts())
+        texts = request.prompts()
+        found = await self._verdicts(texts)
+        verdicts = [
+            await self._read_on(text.prompt, verdict, self._prompt_reader())
+            for text, verdict in zip(texts, found, strict=True)
+        ]
         worst = max(verdicts, key=lambda v: (not v.is_safe, v.severity, v.unsafe_probability))
         if worst.is_safe:
             return _Way("passed", worst, request)
@@ -168,21 +185,30 @@ class Gateway:
         return verdicts
 
     async def _judge_whole(self, request: ChatRequest, text: str) -> Verdict:
-        """Judge an answer; one that is too long for the guard as it is goes through it as a stream does."""
         (verdict,) = await self._verdicts([TextPair(request.context, text)])
-        if verdict.is_safe and verdict.truncated and len(text) > self.settings.stream.window:
-            async for event in guard_stream_async(_once(text), self._reader(request), self.settings.stream):
+        return await self._read_on(text, verdict, self._reader(request))
+
+    async def _read_on(self, text: str, verdict: Verdict, reader: Reader) -> Verdict:
+        """Judge what the guard did not read; a text that is too long for it goes through as a stream does."""
+        if verdict.is_safe and verdict.truncated:
+            async for event in guard_stream_async(_once(text), reader, self.settings.stream):
                 if isinstance(event, Failed):
                     raise GatewayError(503, event.reason)
                 if isinstance(event, Stopped):
                     return event.verdict
         return verdict
 
-    def _reader(self, request: ChatRequest) -> Callable[[Sequence[str]], Awaitable[Sequence[Verdict]]]:
+    def _reader(self, request: ChatRequest) -> Reader:
         context = request.context
 
         async def judge(windows: Sequence[str]) -> Sequence[Verdict]:
             return await self._judge([TextPair(context, window) for window in windows])
+
+        return judge
+
+    def _prompt_reader(self) -> Reader:
+        async def judge(windows: Sequence[str]) -> Sequence[Verdict]:
+            return await self._judge([TextPair(window, None) for window in windows])
 
         return judge
 

@@ -92,6 +92,7 @@ class Guard:
             self.card,
             pooled,
             [windows[0].truncated for windows in rows],
+            context_cut=[windows[0].context_truncated for windows in rows],
             targets=["prompt" if text.response is None else "response" for text in texts],
             calibration=self.calibration,
             policy=self.policy,

@@ -50,6 +50,7 @@ _VERSION = 1
 _GRAPH = "guard.onnx"
 _MASK = PairBatch._fields.index("mask")
 _UNFINISHED = ".exporting-"
+_UNABLE = (errors.Fail, errors.RuntimeException, errors.EPFail, errors.EngineError)
 _UNREADABLE = (errors.Fail, errors.InvalidGraph, errors.InvalidProtobuf, errors.NoSuchFile)
 
 
@@ -86,7 +87,10 @@ class OnnxGuard:
         length = int(window[_MASK].sum())
         given = zip(PairBatch._fields, window, strict=True)
         inputs = {name: part[None, :length] for name, part in given}
-        logits: list[np.ndarray] = self._session.run(GuardLogits._fields, inputs)
+        try:
+            logits: list[np.ndarray] = self._session.run(GuardLogits._fields, inputs)
+        except _UNABLE as exc:
+            raise ModelError(f"the ONNX graph gave no answer ({type(exc).__name__})") from exc
         return logits
 
 

@@ -29,6 +29,7 @@ class Reading:
         logits: GuardLogits,
         cut: Sequence[bool],
         *,
+        context_cut: Sequence[bool] | None = None,
         targets: Sequence[Target] | None = None,
         calibration: Calibration | None = None,
         policy: Policy | None = None,
@@ -39,6 +40,7 @@ class Reading:
             card: Of the guard.
             logits: What its heads said, not calibrated.
             cut: Which texts were too long to be read whole.
+            context_cut: Which responses have a prompt that was; none where None.
             targets: Whether each text is a prompt or a response; all are responses where None.
             calibration: Of the guard; without one the probabilities are those that the heads gave.
             policy: Decides where a verdict is asked for without one; the card's threshold where None.
@@ -46,6 +48,7 @@ class Reading:
         self.card = card
         self.logits = logits
         self.cut = cut
+        self.context_cut: Sequence[bool] = [False] * len(cut) if context_cut is None else context_cut
         self.targets: Sequence[Target] = ["response"] * len(cut) if targets is None else targets
         self.calibration = calibration
         self.policy = policy or default_policy(card)
@@ -95,6 +98,7 @@ class Reading:
             categories=() if is_safe else over,
             category_probabilities=marginal,
             truncated=self.cut[row],
+            context_truncated=self.context_cut[row],
             review=policy.asks(at_least[0]),
             policy=policy.name,
             calibrated=self.calibration is not None and target in self.calibration.unsafe,

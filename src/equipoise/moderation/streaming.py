@@ -13,7 +13,8 @@ character of the part. Of a longer part that still fits the windows, what exceed
 before the window that holds all of it is judged; nothing follows.
 
 A hit halts the release. `hits` of them in a row stop the stream, and one is enough at the end; a window
-that passes in between takes the halt back. No verdict, or one that is no number, stops too. Work is linear
+that passes in between takes the halt back. No verdict, one that is no number, or one on a part of the window
+stops too. Work is linear
 in the text: each character is judged about window / stride times. Lengths are in characters, which are
 code points.
 """
@@ -155,6 +156,8 @@ class StreamGuard:
             raise ValueError("a verdict out of turn; expected one on the oldest check that has none")
         if not is_sound(verdict):
             return self.failed("the guard's answer is not finite")
+        if verdict.is_safe and verdict.truncated:
+            return self.failed("a window is longer than the guard reads; expected a smaller one")
         if verdict.is_safe:
             self._hits = 0
             return self._release(check)

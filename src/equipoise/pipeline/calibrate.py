@@ -163,7 +163,11 @@ def cross_fit(
         try:
             calibration, policies = _fit(config, _part(reading, None, others), truth.pick(others))
         except DataError as exc:
-            raise DataError(f"cross-fitting, without fold {number + 1} of {config.folds}: {exc}") from exc
+            share = f"{config.folds}/{config.folds - 1}"
+            raise DataError(
+                f"cross-fitting, without fold {number + 1} of {config.folds}: {exc}; all folds together need"
+                f" about {share} of that"
+            ) from exc
         held = _part(reading, calibration, rows)
         order.append(rows)
         predicted.append(predictions(held))

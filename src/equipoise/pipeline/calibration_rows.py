@@ -70,7 +70,8 @@ def refuse_training_prompts(guard: Path, records: Sequence[Exchange | Prompt]) -
     if done.step == CALIBRATED:  # calibrated before: what its weights were trained on stands one step back
         return refuse_training_prompts(Path(done.inputs["guard"].path), records)
     seen: set[str] = set()
-    unchecked: list[str] = []
+    began = done.inputs.get("start")  # a guard that it went on from, which was trained too
+    unchecked = [] if began is None else refuse_training_prompts(Path(began.path), records)
     for name, source in done.inputs.items():
         kind, path = _TRAINED_ON.get(name.partition(".")[0]), Path(source.path)
         if kind is not None and path.is_file() and hash_file(path) == source.sha256:

@@ -253,6 +253,17 @@ class GroupLagConfig(OnlineConfig):
                 f"rollout.samples: got {self.rollout.samples} with estimator {self.estimator};"
                 " expected 2 or more, or estimator reinforce"
             )
+        if self.roles.critic != "heads" or self.roles.critics_reach_trunk:
+            raise ValueError(
+                "roles: critic and critics_reach_trunk are of train ppo-lag; there are no critics here"
+            )
+        given = self.model_fields_set
+        if self.estimator in ("rloo", "reinforce") and "scale" in given:
+            raise ValueError(
+                f"scale: goes not with estimator {self.estimator}; expected none, or grpo or repo"
+            )
+        if self.estimator != "repo" and "slack" in given:
+            raise ValueError(f"slack: goes not with estimator {self.estimator}; expected none, or repo")
         if self.estimator == "repo" and not self.constraints:
             raise ValueError("estimator: got repo without constraints; expected one, or grpo")
         if self.estimator == "repo":

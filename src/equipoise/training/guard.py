@@ -145,7 +145,7 @@ def train_guard(config: GuardConfig, run: Run) -> None:
         refusal_threshold=config.refusal_threshold,
     )
     rows = side_by_side(encode_all(backbone.tokenizer, texts, config.max_windows))
-    truncated = sum(rows.windows[first].truncated for first in rows.first)
+    truncated = sum(rows.windows[i].truncated or rows.windows[i].context_truncated for i in rows.first)
     run.notes |= {"rows": len(texts), "windows": len(rows.windows), "truncated": truncated}
     run.notes["contradicting_prompts"] = contradicting
     model = _beginning(config, card, backbone)
@@ -168,7 +168,7 @@ def train_guard(config: GuardConfig, run: Run) -> None:
         rank_weight=config.rank_weight,
         rank_margin=config.rank_margin,
     ) as task:
-        fit(task, config.optim, run, label="training guard")
+        fit(task._replace(reads_all=config.tune != "full"), config.optim, run, label="training guard")
     model.save(run.out)
     model_card(run, "Guard", config.backbone, f"{len(taxonomy.names)} categories of {taxonomy.name}")
 

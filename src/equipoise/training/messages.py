@@ -131,18 +131,20 @@ def kept_tokens(
 
 @torch.no_grad()
 def reference_tokens(
-    policy: nn.Module, rows: Sequence[Row], path: Path, *, tokens_per_batch: int
+    policy: nn.Module, rows: Sequence[Row], path: Path, *, tokens_per_batch: int, bf16: bool = False
 ) -> list[Tensor]:
     """Log-probability in nats of each response token under the policy as it is, [tokens] of each row.
 
-    Read from `path` if there.
+    Read from `path` if there; `bf16` as in `reference_logps`.
     """
     if path.exists():
         return _by_row(path, rows)
     policy.eval()
+    device = next(policy.parameters()).device.type
     out: list[Tensor] = [torch.empty(0)] * len(rows)
     for group in track(token_budget_batches([row.length for row in rows], tokens_per_batch), "reference"):
-        tokens = response_logps(policy, [rows[i] for i in group]).tokens.float().cpu()
+        with torch.autocast(device, torch.bfloat16, enabled=bf16):
+            tokens = response_logps(policy, [rows[i] for i in group]).tokens.float().cpu()
         counts = [sum(map(len, rows[i].responses)) for i in group]
         for i, mine in zip(group, torch.split(tokens, counts), strict=True):
             out[i] = mine

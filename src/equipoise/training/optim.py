@@ -4,10 +4,15 @@ import math
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from transformers import TrainingArguments
+from transformers.integrations.integration_utils import (
+    INTEGRATION_TO_CALLBACK,
+    get_available_reporting_integrations,
+)
 
 from equipoise.config import Config, IsAside
+from equipoise.errors import near
 from equipoise.models.backbone import Device, micro_batch_tokens, pick_device
 
 
@@ -34,7 +39,7 @@ class OptimSettings(Config):
     of the log ends: the next one is then the mean of the same steps, killed or not."""
     log_every: int = Field(default=1, ge=1)
     report_to: Annotated[tuple[str, ...], IsAside()] = ()
-    """Logging integrations of transformers, for example `tensorboard`."""
+    """Logging integrations of transformers that are installed, for example `tensorboard`."""
     device: Device = "auto"
     bf16: bool = False
     """Train in bfloat16 autocast."""
@@ -45,6 +50,17 @@ class OptimSettings(Config):
     stop_after: int | None = Field(default=None, ge=1)
     """Stop after this many steps without a lower loss on a tenth of the prompts, which is held out and
     asked four times in as many steps; the weights with the lowest loss are kept. Never where None."""
+
+    @field_validator("report_to")
+    @classmethod
+    def _can_report(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        known = sorted(INTEGRATION_TO_CALLBACK)
+        for name in names:
+            if name not in known:
+                raise ValueError(f"got '{name}'{near(name, known)}; expected one of {', '.join(known)}")
+            if name not in get_available_reporting_integrations():
+                raise ValueError(f"'{name}' is not installed")
+        return names
 
     @property
     def micro_tokens(self) -> int:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from equipoise.errors import DataError
 from equipoise.models.chat import chat_ids, encode_response
 from equipoise.models.layout import Row
 from equipoise.records import Conversation, messages_of
@@ -27,3 +28,14 @@ def make_row(tokenizer: Any, prompt: Conversation, responses: Sequence[str]) -> 
     return Row(
         chat_ids(tokenizer, messages_of(prompt)), [encode_response(tokenizer, text) for text in responses]
     )
+
+
+def check_positions(model: Any, rows: Sequence[Row]) -> None:
+    """Raise DataError where a prompt with a response is longer than what the model was made for."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    longest = max((len(row.prompt) + max(map(len, row.responses)) for row in rows), default=0)
+    if positions is not None and longest > positions:
+        raise DataError(
+            f"a prompt and its response have {longest} tokens, and the model takes {positions}; expected"
+            " shorter ones (where there is `max_tokens`, it leaves longer ones out)"
+        )

@@ -55,6 +55,7 @@ from equipoise.training.policy import (
     save_policy,
     weights_in,
 )
+from equipoise.training.policy_rows import check_positions
 from equipoise.training.reference import reference_logps
 from equipoise.training.trainer import OptimSettings, Task, fit
 from equipoise.training.unpaired import UnpairedLosses, borrowed_rows, unpaired_task
@@ -132,6 +133,7 @@ def train_preference(
         ordered, left_out = order_pairs(backbone.tokenizer, pairs, config, optim.seed)
     rows = [one.row for one in labelled or ordered]
     _check_left(rows, left_out)
+    check_positions(backbone.model, rows)
     _check_severity(ordered, config)
     policy = prepare(backbone, config.tune, config.lora, optim.seed, top_layers=top)
     with frozen_below(policy, [*rows, *borrowed], top, optim, run.scratch) as below:
@@ -158,7 +160,8 @@ def _reference(
     policy: nn.Module, rows: Sequence[Row], name: str, config: PreferenceConfig, run: Run
 ) -> tuple[Tensor, ...]:
     path = run.scratch / f"{name}.safetensors"
-    return reference_logps(policy, rows, path, tokens_per_batch=config.optim.micro_tokens)
+    optim = config.optim
+    return reference_logps(policy, rows, path, tokens_per_batch=optim.micro_tokens, bf16=optim.bf16)
 
 
 def _label(
@@ -251,9 +254,8 @@ def _message_task(
     )
     kept = kept_tokens(scores, rows, settings, (True, False))
     run.notes |= {"response_tokens": sum(map(len, kept)), "kept_tokens": int(torch.cat(kept).sum())}
-    reference = reference_tokens(
-        losses.policy, rows, run.scratch / "reference.safetensors", tokens_per_batch=budget
-    )
+    path = run.scratch / "reference.safetensors"
+    reference = reference_tokens(losses.policy, rows, path, tokens_per_batch=budget, bf16=optim.bf16)
     return message_task(losses, pairs, reference, kept)
 
 
@@ -292,4 +294,4 @@ def _check_severity(pairs: Sequence[OrderedPair], config: PreferenceConfig) -> N
         raise no_severity("objective_params.severity_margin")
 
 
-TRAIN_PREFERENCE = Step("train.preference", 2, train_preference, config=PreferenceConfig)
+TRAIN_PREFERENCE = Step("train.preference", 3, train_preference, config=PreferenceConfig)

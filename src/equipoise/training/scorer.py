@@ -9,7 +9,6 @@ of the cost by their own labels.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
@@ -21,6 +20,7 @@ from equipoise.data.resolve import OnContradiction
 from equipoise.errors import DataError
 from equipoise.lineage import Run, Step
 from equipoise.models.features import (
+    MAX_TOKENS,
     PairBatch,
     PairIds,
     PooledFeatures,
@@ -34,10 +34,11 @@ from equipoise.models.top import TopBatch, TopLayers
 from equipoise.objectives.scoring import CostPairs, RewardPairs, bradley_terry, category_cost, cost
 from equipoise.progress import say
 from equipoise.training.cards import model_card
+from equipoise.training.pair_order import told
 from equipoise.training.policy import frozen_below
-from equipoise.training.policy_rows import make_row
+from equipoise.training.policy_rows import check_positions, make_row
 from equipoise.training.scorer_labels import PairLabels, pair_labels, read_pairs
-from equipoise.training.scorer_rows import ScorerRows, read_single, scorer_rows
+from equipoise.training.scorer_rows import ScorerRows, read_single, scorer_rows, with_texts
 from equipoise.training.trainer import OptimSettings, Task, fit
 
 Embedder = Callable[[PooledFeatures, Sequence[PairIds]], Tensor]
@@ -190,7 +191,10 @@ def train_scorer(config: ScorerConfig, run: Run, embedder: Embedder = embed) -> 
     `embedder` gives the features of a frozen trunk; one that remembers them serves many trainings.
     """
     pairs, treated = read_pairs(config.pairs, config.on_contradiction)
-    exchanges = read_single(config.exchanges)
+    pairs, exchanges, left_out = with_texts(pairs, read_single(config.exchanges))
+    if left_out:
+        say(f"left out: {told(left_out)}")
+        run.notes["left_out"] = dict(left_out)
     run.licences |= {record.licence for record in (*pairs, *exchanges)}
     rows = scorer_rows(pairs, exchanges)
     labels, trained, taxonomy = pair_labels(
@@ -226,9 +230,10 @@ def train_scorer(config: ScorerConfig, run: Run, embedder: Embedder = embed) -> 
         model.trunk.requires_grad_(False)
     for name in model.top_names():
         model.trunk.get_parameter(name).requires_grad_(True)
-    with _task(model, rows, labels, config, embedder=embedder, scratch=run.scratch) as task:
+    with _task(model, rows, labels, config, embedder=embedder, run=run) as made:
         rates = () if config.optim.head_lr is None else [(model.heads, config.optim.head_lr)]
-        fit(task._replace(rates=rates), config.optim, run, label="training scorer")
+        task = made._replace(rates=rates, reads_all=config.tune != "full")
+        fit(task, config.optim, run, label="training scorer")
     model.save(run.out)
     run.notes |= {"rows": len(pairs) + len(exchanges)}
     if any(treated):
@@ -252,22 +257,26 @@ def _task(
     config: ScorerConfig,
     *,
     embedder: Embedder,
-    scratch: Path,
+    run: Run,
 ) -> Iterator[Task]:
-    """Yield what to train; the model is whole again at the end."""
+    """Yield what to train, and note how many answers are cut; the model is whole again at the end."""
     ones = [1] * len(rows.pairs)
     if config.trunk == "last":
         shared = [make_row(model.tokenizer, p.prompt, [a.response for a in p.answers]) for p in rows.pairs]
+        check_positions(model.trunk, shared)
         lengths = [row.length for row in shared]
 
         def collate_rows(chosen: Sequence[int]) -> ScorerBatch:
             return ScorerBatch(RowBatch(tuple(shared[i] for i in chosen)), labels.pick(torch.tensor(chosen)))
 
-        with frozen_below(model.trunk, shared, model.card.top_layers, config.optim, scratch) as out:
+        with frozen_below(model.trunk, shared, model.card.top_layers, config.optim, run.scratch) as out:
             losses = ScorerLosses(model, config)
             yield Task(losses, lengths, ones, collate_rows, groups=rows.groups, beside=out)
         return
     encoded: list[PairIds] = [encode_pair(model.tokenizer, text) for row in rows.texts for text in row]
+    run.notes["truncated"] = sum(one.truncated for one in encoded)
+    if run.notes["truncated"]:
+        say(f"answers of which only the first {MAX_TOKENS} tokens are read: {run.notes['truncated']}")
 
     def task(module: nn.Module, lengths: Sequence[int], inputs: Callable[[list[int]], Any]) -> Task:
         """`inputs` are those of some answers."""
@@ -288,9 +297,9 @@ def _task(
         yield task(model, lengths, lambda answers: pad_pairs([encoded[i] for i in answers]))
         return
     top = TopLayers(trunk, config.top_layers)
-    below = top.below(encoded, scratch, bf16=config.optim.bf16)
+    below = top.below(encoded, run.scratch, bf16=config.optim.bf16)
     with top.cut() as out:
         yield task(_HeadsOnTop(top, model.heads), lengths, below.batch)._replace(beside=out)
 
 
-TRAIN_SCORER = Step("train.scorer", 1, train_scorer, config=ScorerConfig)
+TRAIN_SCORER = Step("train.scorer", 2, train_scorer, config=ScorerConfig)

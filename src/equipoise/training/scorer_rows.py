@@ -6,7 +6,7 @@ left of another prompt. Then all rows of both prompts are one group, so that row
 prompt with others.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +16,7 @@ from equipoise.data.splits import normalise_prompt
 from equipoise.errors import DataError
 from equipoise.models.features import TextPair
 from equipoise.records import Answer, Exchange, Pair, text_of
+from equipoise.training.pair_order import told
 
 
 class ScorerRows(NamedTuple):
@@ -39,6 +40,28 @@ def read_single(paths: Sequence[Path]) -> list[Exchange]:
         got = f"{len(unknown)} of {len(found)} have no is_safe, first {unknown[0]}"
         raise DataError(f"exchanges: {got}; expected one of each")
     return found
+
+
+def with_texts(
+    pairs: Sequence[Pair], exchanges: Sequence[Exchange]
+) -> tuple[list[Pair], list[Exchange], Counter[str]]:
+    """Leave out what has an empty response, and pairs of equal ones; count what is left out by its reason."""
+    left_out: Counter[str] = Counter()
+    kept: list[Pair] = []
+    for pair in pairs:
+        first, second = (answer.response for answer in pair.answers)
+        if not first.strip() or not second.strip():
+            left_out["with an empty response"] += 1
+        elif first == second:
+            left_out["with equal responses"] += 1
+        else:
+            kept.append(pair)
+    single = [exchange for exchange in exchanges if exchange.response.strip()]
+    if len(single) < len(exchanges):
+        left_out["with an empty response"] += len(exchanges) - len(single)
+    if not kept and not single and left_out:
+        raise DataError(f"pairs: none is left to train on ({told(left_out)})")
+    return kept, single, left_out
 
 
 def scorer_rows(pairs: Sequence[Pair], exchanges: Sequence[Exchange] = ()) -> ScorerRows:

@@ -23,7 +23,7 @@ from equipoise.training.cards import model_card
 from equipoise.training.memory import say_footprint, say_work
 from equipoise.training.pair_order import told
 from equipoise.training.policy import LoraSettings, prepare, save_policy, weights_in
-from equipoise.training.policy_rows import PolicyBatch, make_row
+from equipoise.training.policy_rows import PolicyBatch, check_positions, make_row
 from equipoise.training.trainer import OptimSettings, Task, fit
 
 
@@ -82,6 +82,7 @@ def train_sft(config: SftConfig, run: Run) -> None:
             rows.append(row)
     if not rows:
         raise DataError(f"exchanges: none is left to train on ({told(left_out)})")
+    check_positions(backbone.model, rows)
     policy = prepare(backbone, config.tune, config.lora, config.optim.seed)
 
     def collate(chosen: Sequence[int]) -> PolicyBatch:

@@ -39,6 +39,10 @@ class Task(NamedTuple):
     beside: int = 0
     """Bytes of weights that are held meanwhile and are no part of the model: those of frozen layers below."""
 
+    reads_all: bool = True
+    """Whether every weight that learns has a part in the losses. An encoder that is tuned whole may have a
+    pooler that nothing reads; processes then look for what has none."""
+
     def pick(self, indices: Sequence[int]) -> "Task":
         """Return the same with these examples alone."""
 

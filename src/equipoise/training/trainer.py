@@ -78,11 +78,15 @@ def fit(task: Task, settings: OptimSettings, run: Run, *, label: str) -> list[di
     folder = run.shared / "checkpoints"
     settings = within_memory(task, settings)
     arguments = optim_arguments(settings, folder, steps=math.ceil(len(task.lengths) / settings.batch_size))
+    arguments.ddp_find_unused_parameters = not task.reads_all
     trainer = _StepTrainer(task, settings, arguments, label, held=held, best=best)
     resume = last_sealed(folder) if folder.exists() else None
-    for stale in folder.glob("checkpoint-*") if folder.exists() else []:
-        if resume is None or int(stale.name.split("-")[-1]) > int(resume.name.split("-")[-1]):
-            shutil.rmtree(stale)
+    trainer.accelerator.wait_for_everyone()  # all processes have seen the same folders
+    if trainer.is_world_process_zero():
+        for stale in folder.glob("checkpoint-*") if folder.exists() else []:
+            if resume is None or int(stale.name.split("-")[-1]) > int(resume.name.split("-")[-1]):
+                shutil.rmtree(stale)
+    trainer.accelerator.wait_for_everyone()
     with quietly(), recomputing(task.model, settings.gradient_checkpointing):
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
         if held is not None and best is not None:

@@ -108,7 +108,9 @@ def test_an_answer_that_is_no_number_is_no_verdict(failing: Any, endpoint: str) 
 
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
-@pytest.mark.parametrize("error", [ModelError("take a coat"), RunStoppedError("coat"), OSError("coat")])
+@pytest.mark.parametrize(
+    "error", [ModelError("a coat"), RunStoppedError("coat"), OSError("coat"), RuntimeError("out of coats")]
+)
 def test_a_guard_that_fails_gives_no_verdict(failing: Any, endpoint: str, error: Exception) -> None:
     def fault() -> None:
         raise error

@@ -113,7 +113,7 @@ def test_the_guard_itself_is_asked_by_its_name(through: Any, upstream: Any) -> N
 
 def test_a_policy_of_the_request_decides_and_is_not_sent_on(serve: Any, upstream: Any) -> None:
     policies = (Policy(name="strict", unsafe=0.5), Policy(name="lax", unsafe=1.0))
-    server = serve(policies=policies, gateway={"upstream": {"url": upstream.url}})
+    server = serve(policies=policies, gateway={"upstream": {"url": upstream.url}, "policy_by_request": True})
     body = {**CHAT, "messages": [{"role": "user", "content": "the harm"}]}
     assert server.post("/v1/chat/completions", {**body, "policy": "lax"}).status_code == 200
     assert "policy" not in upstream.asked[0]
@@ -125,4 +125,35 @@ def test_a_chat_with_what_is_not_judged_does_not_go_through(through: Any, upstre
     for more in ({"tools": [{"type": "function"}]}, {"n": 2}, {"messages": []}, {"policy": "none"}):
         answer = through.post("/v1/chat/completions", {**CHAT, **more})
         assert answer.status_code == 400
+    assert upstream.asked == []
+
+
+def test_whoever_is_guarded_does_not_choose_the_policy_unless_the_operator_says_so(
+    serve: Any, upstream: Any
+) -> None:
+    policies = (Policy(name="strict", unsafe=0.1), Policy(name="loose", unsafe=0.9999))
+    gateway = {"upstream": {"url": upstream.url}}
+    body = {"model": "big", "messages": [{"role": "user", "content": "the harm"}], "policy": "loose"}
+    fixed = serve(policies=policies, gateway=gateway)
+    assert fixed.post("/v1/chat/completions", body).status_code == 400
+    assert upstream.asked == []
+    assert fixed.post("/v1/chat/completions", {**body, "model": "equipoise-guard"}).status_code == 200
+    free = serve(policies=policies, gateway={**gateway, "policy_by_request": True})
+    assert free.post("/v1/chat/completions", body).json()["guard"]["policy"] == "loose"
+
+
+def test_a_conversation_that_is_too_long_for_the_guard_is_read_in_pieces(serve: Any, upstream: Any) -> None:
+    server = serve(gateway={"upstream": {"url": upstream.url}, "refusal_text": "No."})
+    filler = "take a long walk in the mountains " * 400
+
+    def answer(middle: str) -> str:
+        turns = [filler, middle, filler]
+        messages = [{"role": "user", "content": turn} for turn in turns]
+        found = server.post("/v1/chat/completions", {"model": "big", "messages": messages})
+        assert found.status_code == 200, found.text
+        return str(found.json()["choices"][0]["message"]["content"])
+
+    assert answer("and the tide") == CALM * 4
+    upstream.asked = []
+    assert answer("the harm") == "No."
     assert upstream.asked == []

@@ -125,7 +125,10 @@ with bind("127.0.0.1", 0) as listening:
 
 
 @pytest.mark.slow
-def test_a_guard_that_does_not_come_back_does_not_keep_the_process(random_guard: Path) -> None:
+@pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGINT, signal.SIGINT]], ids=["once", "twice"])
+def test_a_guard_that_does_not_come_back_does_not_keep_the_process(
+    random_guard: Path, signals: list[signal.Signals]
+) -> None:
     line = [sys.executable, "-c", STUCK, str(random_guard)]
     with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
@@ -137,7 +140,12 @@ def test_a_guard_that_does_not_come_back_does_not_keep_the_process(random_guard:
                 with socket.create_connection((host, int(port)), timeout=30) as probe:
                     probe.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
                     assert probe.recv(100).startswith(b"HTTP/1.1 200 ")
-                process.send_signal(signal.SIGTERM)
-                assert process.wait(timeout=60) == 3
+                for number in signals:
+                    process.send_signal(number)
+                    time.sleep(0.3)
+                _, err = process.communicate(timeout=60)
+                assert process.returncode == 3
+                assert "Traceback" not in err
+                assert "stopped in the middle of work" in err
         finally:
             process.kill()

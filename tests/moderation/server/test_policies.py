@@ -162,6 +162,55 @@ def test_a_text_that_was_read_in_part_asks_for_a_person(several: Any) -> None:
     assert (found["truncated"], found["review"]) == (True, True)
 
 
+def test_a_prompt_of_some_windows_is_read_whole(several: Any) -> None:
+    filler = "take a coat " * 60
+    found = several.post("/v1/guard", {"prompt": f"{filler} bread {filler}", "policy": "doubt"}).json()
+    assert (found["truncated"], found["harm_categories"]) == (False, ["Sexual Content"])
+
+
+def test_a_long_context_alone_asks_for_nobody(several: Any) -> None:
+    found = several.post("/v1/guard", {"prompt": "take a coat " * 100, "response": "the tide"}).json()
+    assert (found["truncated"], found["context_truncated"], found["review"]) == (False, True, False)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/moderations", {"input": "LONG"}),
+        ("/contentsafety/text:analyze", {"text": "LONG"}),
+        ("/beta/litellm_basic_guardrail_api", {"texts": ["LONG"], "input_type": "request"}),
+        ("/v1/chat/completions", {"model": "g", "messages": [{"role": "user", "content": "LONG"}]}),
+        ("/v1/completions", {"model": "g", "prompt": "LONG"}),
+    ],
+)
+def test_a_text_that_was_read_in_part_passes_nowhere_that_cannot_say_so(
+    server: Any, path: str, body: Any
+) -> None:
+    def with_text(text: str) -> Any:
+        return server.post(path, json.loads(json.dumps(body).replace("LONG", text)))
+
+    assert with_text("take a coat " * 2000).status_code == 413
+    assert with_text("the harm is warm and " + "take a coat " * 2000).status_code == 200  # flagged anyhow
+    assert with_text("take a coat " * 60).status_code == 200
+
+
+def test_where_a_request_may_not_choose_it_gets_the_default_policy_or_an_error(serve: Any) -> None:
+    server = serve(policies=(Policy(name="calm", unsafe=0.9999), QUIET), policy_by_request=False)
+    assert server.post("/v1/guard", {"prompt": "the tide"}).json()["policy"] == "calm"
+    litellm = {"texts": ["the harm"], "input_type": "request"}
+    for path, body, field in (
+        ("/v1/guard", {"prompt": "the harm", "policy": "calm"}, "policy"),
+        ("/v1/moderations", {"input": "the harm", "policy": "calm"}, "policy"),
+        (
+            "/beta/litellm_basic_guardrail_api",
+            {**litellm, "additional_provider_specific_params": {"threshold": 1}},
+            "threshold",
+        ),
+    ):
+        answer = server.post(path, body)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, field)
+
+
 def test_policies_that_are_all_in_shadow_cannot_serve(make: Any) -> None:
     with pytest.raises(ConfigError, match="all are in shadow"):
         make(policies=(QUIET,))

@@ -192,6 +192,31 @@ def test_litellm_passes_what_is_safe_and_blocks_all_where_one_text_is_not(server
     assert blocked["blocked_reason"] == "unsafe, severity 2: Violence (policy default)"
 
 
+def test_litellm_may_send_messages_in_place_of_texts_but_not_nothing(server: Any) -> None:
+    parts = [{"type": "text", "text": SAFE}, {"type": "text", "text": "the harm"}]
+    for content in ("the harm", parts):
+        messages = [{"role": "system", "content": None}, {"role": "user", "content": content}]
+        for more in ({}, {"texts": None}):
+            body = {"input_type": "request", "structured_messages": messages, **more}
+            assert server.post(LITELLM, body).json()["action"] == "BLOCKED"
+    for body in ({}, {"text": ["the harm"]}, {"structured_messages": [{"content": [{"type": "image_url"}]}]}):
+        assert server.post(LITELLM, {"input_type": "request", **body}).status_code == 400
+    assert server.post(LITELLM, {"input_type": "request", "texts": []}).json()["action"] == "NONE"
+
+
+def test_a_chat_with_nothing_but_an_answer_is_judged(server: Any) -> None:
+    answer = {"role": "assistant", "content": "the harm"}
+    for messages in ([answer], [{"role": "user", "content": ""}, answer]):
+        found = server.post("/v1/chat/completions", {"model": "m", "messages": messages})
+        assert found.status_code == 200, found.text
+        assert found.json()["choices"][0]["message"]["content"].startswith("unsafe")
+
+
+def test_completions_are_not_streamed(server: Any) -> None:
+    answer = server.post("/v1/completions", {"model": "m", "prompt": SAFE, "stream": True})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "stream")
+
+
 def test_litellm_may_ask_for_another_threshold_and_for_answers(server: Any) -> None:
     params = {"additional_provider_specific_params": {"threshold": 0.9999, "language": "en"}}
     assert guardrail(server, "the harm", **params)["action"] == "NONE"

@@ -21,9 +21,18 @@ def service_of(request: Request) -> Service:
     return service
 
 
-async def judge(request: Request, texts: list[TextPair], policy: Policy | None = None) -> list[Judged]:
-    """Judge the texts of a request; how many there were and how many were flagged goes to its log line."""
+async def judge(
+    request: Request, texts: list[TextPair], policy: Policy | None = None, *, in_full: bool = False
+) -> list[Judged]:
+    """Judge the texts of a request; how many there were and how many were flagged goes to its log line.
+
+    `in_full` is for protocols that cannot say that a text was read in part: one that passed so raises
+    RequestError 413.
+    """
     found = await service_of(request).judge(texts, policy)
+    if in_full and any(one.verdict.is_safe and one.verdict.truncated for one in found):
+        message = "a text is longer than the guard reads; expected parts of it, or /v1/guard, which says so"
+        raise RequestError(413, message)
     facts = request.state.facts  # an answer in pieces is judged many times
     facts["policy"] = found[0].verdict.policy
     for name, count in (

@@ -24,6 +24,9 @@ from equipoise.moderation.server.service import Service
 JUDGING = (native, stream, openai, azure, litellm, chat)
 """The modules whose endpoints judge texts; all of them need a key, where there are keys."""
 
+_QUEUE_SECONDS = 1.0
+"""Wait for a free connection to the server behind a gateway; then a client is told to come again."""
+
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -60,7 +63,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     if gateway is None:
         yield
     else:
-        async with Client(gateway.upstream, read_key(gateway.upstream)) as client:
+        key = read_key(gateway.upstream)
+        async with Client(gateway.upstream, key, queue_seconds=_QUEUE_SECONDS) as client:
             app.state.upstream = client
             yield
     app.state.is_drained = await service.close()

@@ -37,10 +37,10 @@ async def analyze(request: Request) -> JSONResponse:
         raise RequestError(400, "blocklistNames: there are no block lists here", param="blocklistNames")
     if not body.text.strip():
         raise RequestError(400, "text: empty", param="text")
-    policy = service.policy(body.policy)
+    policy = service.choice(body.policy)
     there = service.ready_engine.azure4
     top = len(service.ready_engine.guard.card.taxonomy.severities) - 1
-    (found,) = await judge(request, [TextPair(body.text, None)], policy)
+    (found,) = await judge(request, [TextPair(body.text, None)], policy, in_full=True)
     flagged = there.flagged(found.verdict)
     level = (eight if body.output_type == "EightSeverityLevels" else four)(found.verdict, top)
     analysis: list[dict[str, Any]] = [

@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
@@ -34,6 +34,7 @@ class CompletionRequest(BaseModel):
 
     model: str = ""
     prompt: str | list[str]
+    stream: Literal[False] | None = None
     policy: str | None = None
 
 
@@ -42,12 +43,12 @@ async def chat(request: Request) -> Response:
     """Answer as a guard, or through the gateway."""
     service = service_of(request)
     body = await read_object(request, service.settings.limits)
-    policy = service.policy(body.pop("policy", None))
+    named = body.pop("policy", None)
     asked = read_request(body)
     gateway = service.settings.gateway
     if gateway is None or asked.model == service.settings.name:
-        return await _as_guard(request, asked, policy)
-    watch = Watch(request, policy)
+        return await _as_guard(request, asked, service.choice(named))
+    watch = Watch(request, service.choice(named, allowed=gateway.policy_by_request))
     through = Gateway(request.app.state.upstream, watch, gateway)
     if not asked.is_stream:
         return JSONResponse(_with(watch, await through.complete(asked)))
@@ -65,7 +66,8 @@ async def completions(request: Request) -> JSONResponse:
     if not prompts or not all(prompt.strip() for prompt in prompts):
         raise RequestError(400, "prompt: empty", param="prompt")
     engine = service.ready_engine
-    found = await judge(request, [TextPair(p, None) for p in prompts], service.policy(body.policy))
+    texts = [TextPair(prompt, None) for prompt in prompts]
+    found = await judge(request, texts, service.choice(body.policy), in_full=True)
     choices = [
         {"index": i, "text": said(one, engine), "logprobs": None, "finish_reason": "stop"}
         for i, one in enumerate(found)
@@ -112,8 +114,8 @@ async def _as_guard(request: Request, asked: ChatRequest, policy: Policy) -> Res
     engine = service_of(request).ready_engine
     messages = tuple(Message.model_validate(message) for message in asked.messages)
     pair = pair_of(messages)
-    texts = asked.prompts() if pair.response is None else [pair]
-    one = worst(await judge(request, [text for text in texts if text.prompt.strip()], policy))
+    asks = [text for text in asked.prompts() if text.prompt.strip()]
+    one = worst(await judge(request, asks if pair.response is None else [pair], policy, in_full=True))
     reply = Reply(asked.model)
     if not asked.is_stream:
         return JSONResponse(reply.whole(said(one, engine), "stop", guarded(one)))

@@ -104,9 +104,12 @@ class Engine:
         return policy
 
     def judge_now(self, asks: Sequence[Ask]) -> list[Judged]:
-        """Judge texts in this thread; an answer that is no probability raises ModelError."""
-        with silent():
-            reading = self.guard.read([ask.text for ask in asks])
+        """Judge texts in this thread; an answer that is no probability, or none, raises ModelError."""
+        try:
+            with silent():
+                reading = self.guard.read([ask.text for ask in asks])
+        except RuntimeError as exc:  # such as an accelerator out of memory; its message may hold anything
+            raise ModelError(f"the guard's computation failed ({type(exc).__name__})") from exc
         return [self._judged(reading, row, ask) for row, ask in enumerate(asks)]
 
     def trial(self) -> None:

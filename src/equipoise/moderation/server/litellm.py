@@ -29,7 +29,9 @@ class GuardrailRequest(BaseModel):
     The definitions of tools are the application's own and are not judged; the arguments of calls are.
     """
 
-    texts: list[str] = []
+    texts: list[str] | None = None
+    structured_messages: list[Any] | None = None
+    """The conversation that the texts were taken from; read where there are no texts."""
     images: list[Any] | None = None
     tool_calls: list[Any] | None = None
     input_type: Literal["request", "response"]
@@ -44,13 +46,15 @@ async def guardrail(request: Request) -> JSONResponse:
     if body.images:
         raise RequestError(400, "images: are not judged here", param="images")
     params = body.additional_provider_specific_params or Params()
-    policy = _from(service.policy(params.policy), params.threshold)
-    given = [*body.texts, *_arguments(body.tool_calls or [])]
+    if params.threshold is not None:
+        service.check_choice("threshold")
+    policy = _from(service.choice(params.policy), params.threshold)
+    given = [*_texts(body), *_arguments(body.tool_calls or [])]
     is_answer = body.input_type == "response"
     texts = [TextPair("", t) if is_answer else TextPair(t, None) for t in given if t.strip()]
     if not texts:
         return JSONResponse({"action": "NONE", "guard": None})
-    one = worst(await judge(request, texts, policy))
+    one = worst(await judge(request, texts, policy, in_full=True))
     if one.verdict.is_safe:
         return JSONResponse({"action": "NONE", "guard": guarded(one)})
     named = ", ".join(one.verdict.categories)
@@ -63,6 +67,24 @@ def _from(policy: Policy, threshold: float | None) -> Policy:
     if threshold is None:
         return policy
     return policy.model_copy(update={"unsafe": Thresholds(prompt=threshold, response=threshold)})
+
+
+def _texts(body: GuardrailRequest) -> list[str]:
+    """Return the texts of a request, or those of its messages; one without either raises RequestError."""
+    if body.texts is not None:
+        return body.texts
+    if body.structured_messages is None and not body.tool_calls:
+        raise RequestError(400, "texts: expected a list of texts", param="texts")
+    found = []
+    for i, message in enumerate(body.structured_messages or []):
+        where = f"structured_messages.{i}.content"
+        content = message.get("content", "") if isinstance(message, dict) else None
+        for part in content if isinstance(content, list) else [{"type": "text", "text": content or ""}]:
+            text = part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None
+            if not isinstance(text, str):
+                raise RequestError(400, f"{where}: expected a text, or parts of type text", param=where)
+            found.append(text)
+    return found
 
 
 def _arguments(calls: list[Any]) -> list[str]:

@@ -39,7 +39,7 @@ async def guard(request: Request) -> JSONResponse:
     """Judge one text; the answer has the fields of `equipoise moderate`, and more."""
     service = service_of(request)
     body = parse(GuardRequest, await read_object(request, service.settings.limits))
-    text, policy = pair_in(body), service.policy(body.policy)
+    text, policy = pair_in(body), service.choice(body.policy)
     engine = service.ready_engine
     (found,) = await judge(request, [text], policy)
     about = {"guard": service.settings.name, "version": engine.version}

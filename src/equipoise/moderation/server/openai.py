@@ -38,9 +38,9 @@ async def moderations(request: Request) -> JSONResponse:
     service = service_of(request)
     body = parse(ModerationRequest, await read_object(request, service.settings.limits))
     texts = _texts(body.input)
-    policy = service.policy(body.policy)
+    policy = service.choice(body.policy)
     engine = service.ready_engine
-    found = await judge(request, texts, policy)
+    found = await judge(request, texts, policy, in_full=True)
     results = [_result(text, one, engine, policy) for text, one in zip(texts, found, strict=True)]
     answer = {"id": f"modr-{uuid.uuid4().hex}", "model": body.model, "results": results}
     return JSONResponse({**answer, "guard": service.settings.name, "version": engine.version})

@@ -49,12 +49,22 @@ def run(service: Service, listening: socket.socket) -> None:
     asyncio.run(_serve(service, listening))
 
 
+class _Server(uvicorn.Server):
+    """Tells the service when the server begins to stop, so that all of it shares one limit of time."""
+
+    service: Service
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.service.begin_stop(self.config.timeout_graceful_shutdown or 0)
+        await super().shutdown(sockets)
+
+
 async def _serve(service: Service, listening: socket.socket) -> None:
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(on_loop_error)
     app = create_app(service)
     drain = service.settings.drain_seconds
-    server = uvicorn.Server(
+    server = _Server(
         uvicorn.Config(
             app,
             log_config=None,
@@ -65,6 +75,7 @@ async def _serve(service: Service, listening: socket.socket) -> None:
             timeout_graceful_shutdown=max(1, round(drain)),
         )
     )
+    server.service = service
     reloads: set[asyncio.Task[None]] = set()
 
     def reload() -> None:
@@ -76,7 +87,7 @@ async def _serve(service: Service, listening: socket.socket) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises them again when it has finished
         signal.signal(number, lambda *_: None)
     await server.serve(sockets=[listening])
-    if not app.state.is_drained:
+    if not getattr(app.state, "is_drained", False):  # a second signal leaves it unset
         _give_up(drain)
 
 

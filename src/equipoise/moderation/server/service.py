@@ -5,6 +5,7 @@ A reload loads a new guard beside the old one and swaps them; the old one finish
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
@@ -36,6 +37,7 @@ class Service:
         self.engine: Engine | None = None
         self._load = load
         self._is_closing = False
+        self._deadline: float | None = None
         self._reloading = asyncio.Lock()
         self._closing: set[asyncio.Task[bool]] = set()
 
@@ -67,6 +69,22 @@ class Service:
             return self.ready_engine.policy(name)
         except ConfigError as exc:
             raise RequestError(400, f"policy: {exc}", param="policy") from exc
+
+    def choice(self, name: object, *, allowed: bool | None = None) -> Policy:
+        """Return the policy that a request names; RequestError 400 also where it may not name one.
+
+        Args:
+            name: What the request says; the default policy is for all to have.
+            allowed: Whether a request may choose; as the settings have it where None.
+        """
+        if name is not None:
+            self.check_choice("policy", allowed=allowed)
+        return self.policy(name)
+
+    def check_choice(self, field: str, *, allowed: bool | None = None) -> None:
+        """Raise RequestError 400 where a request may not choose what it is judged by."""
+        if not (self.settings.policy_by_request if allowed is None else allowed):
+            raise RequestError(400, f"{field}: is not for a request to choose here", param=field)
 
     async def judge(self, texts: Sequence[TextPair], policy: Policy | None = None) -> list[Judged]:
         """Judge texts, in order, by a policy or the default one.
@@ -118,14 +136,23 @@ class Service:
                 task.add_done_callback(self._closing.discard)
             return fresh.version
 
+    def begin_stop(self, seconds: float) -> None:
+        """Take note that the server stops: all of it has this long."""
+        self._deadline = time.monotonic() + seconds
+
     async def close(self) -> bool:
         """Accept nothing more and finish what was accepted; return False where that takes too long."""
         self._is_closing = True
+        left = self.settings.drain_seconds
+        if self._deadline is not None:
+            left = self._deadline - time.monotonic()
+            if left <= 0:  # requests were cut off already
+                return False
         engines = [asyncio.create_task(self.engine.batcher.close())] if self.engine else []
         tasks = [*self._closing, *engines]
         if not tasks:
             return True
-        _, late = await asyncio.wait(tasks, timeout=self.settings.drain_seconds)
+        _, late = await asyncio.wait(tasks, timeout=left)
         return not late
 
     def _use(self, engine: Engine) -> None:

@@ -56,6 +56,9 @@ class ServeConfig(Config):
     """A chat server behind the guard; `--upstream URL` sets its address."""
     stream: StreamConfig = StreamConfig()
     """How `/v1/guard/stream` judges; the gateway has settings of its own."""
+    policy_by_request: bool = True
+    """Whether a request may name a policy, or a threshold; false where it comes from whoever is guarded. The
+    gateway has a setting of its own."""
     batching: Batching = Batching()
     limits: Limits = Limits()
     host: str = "127.0.0.1"

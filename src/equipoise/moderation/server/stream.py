@@ -76,7 +76,7 @@ async def stream(request: Request) -> Response:
     else:
         body = parse(StreamRequest, await read_object(request, service.settings.limits))
         opening, deltas = body, _each(body.deltas if body.response is None else [body.response])
-    policy = service.policy(opening.policy)
+    policy = service.choice(opening.policy)
     prompt = opening.prompt if isinstance(opening.prompt, str) else text_of(opening.prompt)
 
     watch = Watch(request, policy)
