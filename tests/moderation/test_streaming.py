@@ -381,7 +381,7 @@ def test_a_window_that_was_read_in_part_is_not_released() -> None:
     first, second = guard.feed("abcd")
     assert guard.judged(first, verdict(True)) == []
     assert guard.judged(second, verdict(True, truncated=True)) == [
-        Failed(0, "a window is longer than the guard reads; expected a smaller one")
+        Failed(0, "a window is longer than the guard reads; expected a smaller one", 413)
     ]
     assert guard.is_over
     assert guard.feed("ef") == []

@@ -17,7 +17,10 @@ def test_a_card_tells_rows_licences_and_limits(tmp_path: Path) -> None:
     run.notes |= {"rows": 12, "truncated": 3}
     text = card(tmp_path, run)
     assert text.startswith("# Scorer on tiny\n\nScores a response.\n")
-    assert "- rows: 12\n- licences: CC0-1.0, MIT\n- rows cut at the model's length: 3\n" in text
+    assert (
+        "- rows: 12\n- licences: CC0-1.0, MIT\n- texts that do not fit their windows, read in part: 3\n"
+        in text
+    )
     assert "English, single-turn" in text
     assert "## Polarity" not in text
 

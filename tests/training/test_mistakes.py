@@ -170,7 +170,9 @@ def test_scorers_leave_empty_and_equal_answers_out(tmp_path: Path, tiny_encoder:
     notes = produce(tmp_path / "scorer", TRAIN_SCORER, config).manifest.notes
     assert notes["left_out"] == {"with an empty response": 1, "with equal responses": 1}
     assert (notes["rows"], notes["truncated"]) == (2, 1)
-    assert "rows cut at the model's length: 1" in (tmp_path / "scorer" / "card.md").read_text("utf-8")
+    assert "- texts that do not fit their windows, read in part: 1" in (
+        tmp_path / "scorer" / "card.md"
+    ).read_text("utf-8")
 
 
 @pytest.mark.parametrize(

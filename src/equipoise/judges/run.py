@@ -132,4 +132,4 @@ def _plain(bias: PositionBias) -> JsonValue:
     return {name: None if value is None else numbers(value) for name, value in bias._asdict().items()}
 
 
-JUDGE = Step("annotate judge", 1, judge, writes_file=True, config=JudgeConfig)
+JUDGE = Step("annotate judge", 2, judge, writes_file=True, config=JudgeConfig)

@@ -53,7 +53,7 @@ class GuardCard(BaseModel):
     lora_rank: int = Field(default=0, ge=0)
     """Rank of the adapters of all linear layers; they lie with the heads and are merged at load."""
     max_windows: int = Field(default=MAX_WINDOWS, ge=1)
-    """Windows of a long response that are read; see `models.windows`."""
+    """Windows of a long text that are read; see `models.windows`."""
     targets: tuple[Target, ...]
     """What it was trained to judge."""
     knows_refusals: bool

@@ -156,5 +156,5 @@ def _classifier(config: RefusalsConfig) -> Any:
     return load_guard(config.guard, runtime=config.runtime).refusals
 
 
-MODERATE = Step("moderate", 1, moderate_file, writes_file=True, config=ModerateConfig)
+MODERATE = Step("moderate", 2, moderate_file, writes_file=True, config=ModerateConfig)
 REFUSALS_STEP = Step("refusals", 1, refusals_file, writes_file=True, config=RefusalsConfig)

@@ -193,7 +193,7 @@ class Gateway:
         if verdict.is_safe and verdict.truncated:
             async for event in guard_stream_async(_once(text), reader, self.settings.stream):
                 if isinstance(event, Failed):
-                    raise GatewayError(503, event.reason)
+                    raise GatewayError(event.status, event.reason)
                 if isinstance(event, Stopped):
                     return event.verdict
         return verdict
@@ -243,7 +243,7 @@ def _chunk(event: Event, reply: Reply, upstream: UpstreamText, way: _Way) -> Chu
         case Done():
             return reply.end(upstream.finish_reason, _found(way, None, was_answered=True))
         case Failed():
-            raise GatewayError(503, event.reason)
+            raise GatewayError(event.status, event.reason)
 
 
 def _found(way: _Way, answer: Verdict | None, *, was_answered: bool = False) -> Chunk:

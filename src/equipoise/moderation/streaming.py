@@ -98,6 +98,8 @@ class Failed(NamedTuple):
     offset: int
     reason: str
     """Holds no text of the stream."""
+    status: int = 503
+    """What a server answers: 503, there is no judgement; 413, the guard does not read a window whole."""
 
 
 class Done(NamedTuple):
@@ -157,7 +159,7 @@ class StreamGuard:
         if not is_sound(verdict):
             return self.failed("the guard's answer is not finite")
         if verdict.is_safe and verdict.truncated:
-            return self.failed("a window is longer than the guard reads; expected a smaller one")
+            return self.failed("a window is longer than the guard reads; expected a smaller one", 413)
         if verdict.is_safe:
             self._hits = 0
             return self._release(check)
@@ -168,10 +170,10 @@ class StreamGuard:
         window = (check.start, check.end)
         return [Stopped(self.released, verdict.severity, verdict.categories, window, verdict)]
 
-    def failed(self, reason: str) -> list[Event]:
+    def failed(self, reason: str, status: int = 503) -> list[Event]:
         """Take note that there is no verdict, and stop."""
         self.is_over = True
-        return [Failed(self.released, reason)]
+        return [Failed(self.released, reason, status)]
 
     def _cut(self, end: int, *, is_last: bool) -> Check:
         start = max(0, end - self.settings.window)

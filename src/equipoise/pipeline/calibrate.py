@@ -267,4 +267,4 @@ def _card_of(guard: Path) -> str:
     return text.partition(HEADING)[0].rstrip() + "\n\n"
 
 
-CALIBRATE = Step(CALIBRATED, 1, calibrate, config=CalibrateConfig)
+CALIBRATE = Step(CALIBRATED, 2, calibrate, config=CalibrateConfig)

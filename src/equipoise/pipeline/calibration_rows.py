@@ -10,7 +10,7 @@ import torch
 from equipoise.data.io import read_exchanges, read_records, record_kind
 from equipoise.data.splits import normalise_prompt
 from equipoise.errors import DataError
-from equipoise.lineage import hash_file, read_manifest
+from equipoise.lineage import content_hash, hash_file, read_manifest
 from equipoise.moderation.fitting import Truth
 from equipoise.records import Exchange, Pair, Prompt, text_of
 from equipoise.training.guard_rows import GuardRows
@@ -70,8 +70,12 @@ def refuse_training_prompts(guard: Path, records: Sequence[Exchange | Prompt]) -
     if done.step == CALIBRATED:  # calibrated before: what its weights were trained on stands one step back
         return refuse_training_prompts(Path(done.inputs["guard"].path), records)
     seen: set[str] = set()
+    unchecked: list[str] = []
     began = done.inputs.get("start")  # a guard that it went on from, which was trained too
-    unchecked = [] if began is None else refuse_training_prompts(Path(began.path), records)
+    if began is not None and Path(began.path).is_dir() and content_hash(Path(began.path)) == began.sha256:
+        unchecked += refuse_training_prompts(Path(began.path), records)
+    elif began is not None:
+        unchecked.append(f"those of {Path(began.path).name}")
     for name, source in done.inputs.items():
         kind, path = _TRAINED_ON.get(name.partition(".")[0]), Path(source.path)
         if kind is not None and path.is_file() and hash_file(path) == source.sha256:

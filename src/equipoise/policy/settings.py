@@ -257,12 +257,12 @@ class GroupLagConfig(OnlineConfig):
             raise ValueError(
                 "roles: critic and critics_reach_trunk are of train ppo-lag; there are no critics here"
             )
-        given = self.model_fields_set
-        if self.estimator in ("rloo", "reinforce") and "scale" in given:
+        own = type(self).model_fields
+        if self.estimator in ("rloo", "reinforce") and self.scale != own["scale"].default:
             raise ValueError(
                 f"scale: goes not with estimator {self.estimator}; expected none, or grpo or repo"
             )
-        if self.estimator != "repo" and "slack" in given:
+        if self.estimator != "repo" and self.slack != own["slack"].default:
             raise ValueError(f"slack: goes not with estimator {self.estimator}; expected none, or repo")
         if self.estimator == "repo" and not self.constraints:
             raise ValueError("estimator: got repo without constraints; expected one, or grpo")

@@ -35,7 +35,7 @@ def model_card(
     lines += [f"- rows: {run.notes.get('rows', 'unknown')}"]
     lines += [f"- licences: {', '.join(sorted(run.licences)) or 'none'}"]
     if "truncated" in run.notes:
-        lines += [f"- rows cut at the model's length: {run.notes['truncated']}"]
+        lines += [f"- texts that do not fit their windows, read in part: {run.notes['truncated']}"]
     if polarity:
         lines += ["", "## Polarity", ""]
         lines += [f"- {name}: {way.replace('_', ' ')}" for name, way in polarity.items()]

@@ -78,7 +78,7 @@ class GuardConfig(Config):
     depth: int | None = Field(default=None, ge=1)
     """Layers of the model that are run at all, the first ones; all where None."""
     max_windows: int = Field(default=MAX_WINDOWS, ge=1)
-    """Overlapping windows of a long response that are read, here and by the guard."""
+    """Overlapping windows of a long response, or prompt by itself, that are read, here and by the guard."""
     hidden: int = Field(default=256, ge=1)
     dropout: float = Field(default=0.6, ge=0, lt=1)
     balance: float = Field(default=0.0, ge=0, le=1)
@@ -188,4 +188,4 @@ def _beginning(config: GuardConfig, card: GuardCard, backbone: Backbone) -> Guar
     return model
 
 
-TRAIN_GUARD = Step("train.guard", 3, train_guard, config=GuardConfig)
+TRAIN_GUARD = Step("train.guard", 4, train_guard, config=GuardConfig)

@@ -20,7 +20,6 @@ from equipoise.data.resolve import OnContradiction
 from equipoise.errors import DataError
 from equipoise.lineage import Run, Step
 from equipoise.models.features import (
-    MAX_TOKENS,
     PairBatch,
     PairIds,
     PooledFeatures,
@@ -34,7 +33,6 @@ from equipoise.models.top import TopBatch, TopLayers
 from equipoise.objectives.scoring import CostPairs, RewardPairs, bradley_terry, category_cost, cost
 from equipoise.progress import say
 from equipoise.training.cards import model_card
-from equipoise.training.pair_order import told
 from equipoise.training.policy import frozen_below
 from equipoise.training.policy_rows import check_positions, make_row
 from equipoise.training.scorer_labels import PairLabels, pair_labels, read_pairs
@@ -192,9 +190,6 @@ def train_scorer(config: ScorerConfig, run: Run, embedder: Embedder = embed) -> 
     """
     pairs, treated = read_pairs(config.pairs, config.on_contradiction)
     pairs, exchanges, left_out = with_texts(pairs, read_single(config.exchanges))
-    if left_out:
-        say(f"left out: {told(left_out)}")
-        run.notes["left_out"] = dict(left_out)
     run.licences |= {record.licence for record in (*pairs, *exchanges)}
     rows = scorer_rows(pairs, exchanges)
     labels, trained, taxonomy = pair_labels(
@@ -235,7 +230,7 @@ def train_scorer(config: ScorerConfig, run: Run, embedder: Embedder = embed) -> 
         task = made._replace(rates=rates, reads_all=config.tune != "full")
         fit(task, config.optim, run, label="training scorer")
     model.save(run.out)
-    run.notes |= {"rows": len(pairs) + len(exchanges)}
+    run.notes |= {"rows": len(pairs) + len(exchanges), "left_out": dict(left_out)}
     if any(treated):
         counts = {name: len(places) for name, places in treated._asdict().items()}
         say(f"pairs that contradict: {', '.join(f'{n} {name}' for name, n in counts.items())}")
@@ -276,7 +271,7 @@ def _task(
     encoded: list[PairIds] = [encode_pair(model.tokenizer, text) for row in rows.texts for text in row]
     run.notes["truncated"] = sum(one.truncated for one in encoded)
     if run.notes["truncated"]:
-        say(f"answers of which only the first {MAX_TOKENS} tokens are read: {run.notes['truncated']}")
+        say(f"answers that do not fit their window, whose end is not read: {run.notes['truncated']}")
 
     def task(module: nn.Module, lengths: Sequence[int], inputs: Callable[[list[int]], Any]) -> Task:
         """`inputs` are those of some answers."""

@@ -15,6 +15,7 @@ from equipoise.data.io import read_records
 from equipoise.data.splits import normalise_prompt
 from equipoise.errors import DataError
 from equipoise.models.features import TextPair
+from equipoise.progress import say
 from equipoise.records import Answer, Exchange, Pair, text_of
 from equipoise.training.pair_order import told
 
@@ -45,7 +46,7 @@ def read_single(paths: Sequence[Path]) -> list[Exchange]:
 def with_texts(
     pairs: Sequence[Pair], exchanges: Sequence[Exchange]
 ) -> tuple[list[Pair], list[Exchange], Counter[str]]:
-    """Leave out what has an empty response, and pairs of equal ones; count what is left out by its reason."""
+    """Leave out what has an empty response, and pairs of equal ones; say and count why."""
     left_out: Counter[str] = Counter()
     kept: list[Pair] = []
     for pair in pairs:
@@ -61,6 +62,8 @@ def with_texts(
         left_out["with an empty response"] += len(exchanges) - len(single)
     if not kept and not single and left_out:
         raise DataError(f"pairs: none is left to train on ({told(left_out)})")
+    if left_out:
+        say(f"left out: {told(left_out)}")
     return kept, single, left_out
 
 

@@ -194,6 +194,16 @@ def test_a_text_that_was_read_in_part_passes_nowhere_that_cannot_say_so(
     assert with_text("take a coat " * 60).status_code == 200
 
 
+def test_what_is_unsafe_is_said_although_another_text_was_read_in_part(server: Any) -> None:
+    long = "take a coat " * 2000
+    litellm = {"texts": [long, "the harm"], "input_type": "request"}
+    assert server.post("/beta/litellm_basic_guardrail_api", litellm).json()["action"] == "BLOCKED"
+    messages = [{"role": "user", "content": long}, {"role": "user", "content": "the harm"}]
+    found = server.post("/v1/chat/completions", {"model": "g", "messages": messages}).json()
+    assert found["choices"][0]["message"]["content"].startswith("unsafe")
+    assert server.post("/v1/moderations", {"input": [long, "the harm"]}).status_code == 413
+
+
 def test_where_a_request_may_not_choose_it_gets_the_default_policy_or_an_error(serve: Any) -> None:
     server = serve(policies=(Policy(name="calm", unsafe=0.9999), QUIET), policy_by_request=False)
     assert server.post("/v1/guard", {"prompt": "the tide"}).json()["policy"] == "calm"

@@ -21,18 +21,9 @@ def service_of(request: Request) -> Service:
     return service
 
 
-async def judge(
-    request: Request, texts: list[TextPair], policy: Policy | None = None, *, in_full: bool = False
-) -> list[Judged]:
-    """Judge the texts of a request; how many there were and how many were flagged goes to its log line.
-
-    `in_full` is for protocols that cannot say that a text was read in part: one that passed so raises
-    RequestError 413.
-    """
+async def judge(request: Request, texts: list[TextPair], policy: Policy | None = None) -> list[Judged]:
+    """Judge the texts of a request; how many there were and how many were flagged goes to its log line."""
     found = await service_of(request).judge(texts, policy)
-    if in_full and any(one.verdict.is_safe and one.verdict.truncated for one in found):
-        message = "a text is longer than the guard reads; expected parts of it, or /v1/guard, which says so"
-        raise RequestError(413, message)
     facts = request.state.facts  # an answer in pieces is judged many times
     facts["policy"] = found[0].verdict.policy
     for name, count in (
@@ -44,6 +35,24 @@ async def judge(
     for verdict in (verdict for one in found for verdict in one.shadow):
         shadow = facts.setdefault("shadow_flagged", {})
         shadow[verdict.policy] = shadow.get(verdict.policy, 0) + (not verdict.is_safe)
+    return found
+
+
+def read_whole(found: Sequence[Judged], *, together: bool = False) -> Sequence[Judged]:
+    """Return what was found, for protocols that cannot say that a text was read in part.
+
+    Args:
+        found: Of the texts of a request.
+        together: Whether all get one answer: then it is unsafe if any is.
+
+    Raises:
+        RequestError: 413, a text that was read in part would pass.
+    """
+    if together and not all(one.verdict.is_safe for one in found):
+        return found
+    if any(one.verdict.is_safe and one.verdict.truncated for one in found):
+        message = "a text is longer than the guard reads; expected parts of it, or /v1/guard, which says so"
+        raise RequestError(413, message)
     return found
 
 

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from equipoise.models.windows import TextPair
-from equipoise.moderation.server.answers import guarded, judge, service_of
+from equipoise.moderation.server.answers import guarded, judge, read_whole, service_of
 from equipoise.moderation.server.bodies import described, parse, read_object
 from equipoise.moderation.server.errors import AZURE, RequestError
 from equipoise.protocols import Verdict
@@ -40,7 +40,7 @@ async def analyze(request: Request) -> JSONResponse:
     policy = service.choice(body.policy)
     there = service.ready_engine.azure4
     top = len(service.ready_engine.guard.card.taxonomy.severities) - 1
-    (found,) = await judge(request, [TextPair(body.text, None)], policy, in_full=True)
+    (found,) = read_whole(await judge(request, [TextPair(body.text, None)], policy))
     flagged = there.flagged(found.verdict)
     level = (eight if body.output_type == "EightSeverityLevels" else four)(found.verdict, top)
     analysis: list[dict[str, Any]] = [

@@ -20,7 +20,15 @@ from equipoise.models.windows import TextPair
 from equipoise.moderation.chat import ChatRequest, Chunk, Reply, read_request, sse
 from equipoise.moderation.gateway import Gateway
 from equipoise.moderation.policies import Policy
-from equipoise.moderation.server.answers import Watch, guarded, judge, pair_of, service_of, worst
+from equipoise.moderation.server.answers import (
+    Watch,
+    guarded,
+    judge,
+    pair_of,
+    read_whole,
+    service_of,
+    worst,
+)
 from equipoise.moderation.server.bodies import described, parse, read_object
 from equipoise.moderation.server.engine import Engine, Judged
 from equipoise.moderation.server.errors import RequestError
@@ -67,7 +75,7 @@ async def completions(request: Request) -> JSONResponse:
         raise RequestError(400, "prompt: empty", param="prompt")
     engine = service.ready_engine
     texts = [TextPair(prompt, None) for prompt in prompts]
-    found = await judge(request, texts, service.choice(body.policy), in_full=True)
+    found = read_whole(await judge(request, texts, service.choice(body.policy)))
     choices = [
         {"index": i, "text": said(one, engine), "logprobs": None, "finish_reason": "stop"}
         for i, one in enumerate(found)
@@ -115,7 +123,8 @@ async def _as_guard(request: Request, asked: ChatRequest, policy: Policy) -> Res
     messages = tuple(Message.model_validate(message) for message in asked.messages)
     pair = pair_of(messages)
     asks = [text for text in asked.prompts() if text.prompt.strip()]
-    one = worst(await judge(request, asks if pair.response is None else [pair], policy, in_full=True))
+    found = await judge(request, asks if pair.response is None else [pair], policy)
+    one = worst(read_whole(found, together=True))
     reply = Reply(asked.model)
     if not asked.is_stream:
         return JSONResponse(reply.whole(said(one, engine), "stop", guarded(one)))

@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 
 from equipoise.models.windows import TextPair
 from equipoise.moderation.policies import Policy, Thresholds
-from equipoise.moderation.server.answers import guarded, judge, service_of, worst
+from equipoise.moderation.server.answers import guarded, judge, read_whole, service_of, worst
 from equipoise.moderation.server.bodies import described, parse, read_object
 from equipoise.moderation.server.errors import RequestError
 
@@ -54,7 +54,7 @@ async def guardrail(request: Request) -> JSONResponse:
     texts = [TextPair("", t) if is_answer else TextPair(t, None) for t in given if t.strip()]
     if not texts:
         return JSONResponse({"action": "NONE", "guard": None})
-    one = worst(await judge(request, texts, policy, in_full=True))
+    one = worst(read_whole(await judge(request, texts, policy), together=True))
     if one.verdict.is_safe:
         return JSONResponse({"action": "NONE", "guard": guarded(one)})
     named = ", ".join(one.verdict.categories)
@@ -71,19 +71,22 @@ def _from(policy: Policy, threshold: float | None) -> Policy:
 
 def _texts(body: GuardrailRequest) -> list[str]:
     """Return the texts of a request, or those of its messages; one without either raises RequestError."""
-    if body.texts is not None:
+    if body.texts or (body.texts is not None and not body.structured_messages):
         return body.texts
     if body.structured_messages is None and not body.tool_calls:
         raise RequestError(400, "texts: expected a list of texts", param="texts")
     found = []
     for i, message in enumerate(body.structured_messages or []):
         where = f"structured_messages.{i}.content"
-        content = message.get("content", "") if isinstance(message, dict) else None
-        for part in content if isinstance(content, list) else [{"type": "text", "text": content or ""}]:
+        said = message if isinstance(message, dict) else {"content": message}
+        content = said.get("content")
+        parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
+        for part in [] if content is None and said is message else parts:
             text = part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None
             if not isinstance(text, str):
                 raise RequestError(400, f"{where}: expected a text, or parts of type text", param=where)
             found.append(text)
+        found += _arguments(said.get("tool_calls") or [])
     return found
 
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from equipoise.models.windows import TextPair
 from equipoise.moderation.policies import Policy
-from equipoise.moderation.server.answers import judge, native, pair_of, service_of
+from equipoise.moderation.server.answers import judge, native, pair_of, read_whole, service_of
 from equipoise.moderation.server.bodies import described, parse, read_object
 from equipoise.moderation.server.engine import Engine, Judged
 from equipoise.moderation.server.errors import RequestError
@@ -40,7 +40,7 @@ async def moderations(request: Request) -> JSONResponse:
     texts = _texts(body.input)
     policy = service.choice(body.policy)
     engine = service.ready_engine
-    found = await judge(request, texts, policy, in_full=True)
+    found = read_whole(await judge(request, texts, policy))
     results = [_result(text, one, engine, policy) for text, one in zip(texts, found, strict=True)]
     answer = {"id": f"modr-{uuid.uuid4().hex}", "model": body.model, "results": results}
     return JSONResponse({**answer, "guard": service.settings.name, "version": engine.version})

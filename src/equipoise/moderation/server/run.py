@@ -87,8 +87,8 @@ async def _serve(service: Service, listening: socket.socket) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises them again when it has finished
         signal.signal(number, lambda *_: None)
     await server.serve(sockets=[listening])
-    if not getattr(app.state, "is_drained", False):  # a second signal leaves it unset
-        _give_up(drain)
+    if not getattr(app.state, "is_drained", False):  # a second Ctrl-C leaves it unset
+        _give_up()
 
 
 async def _reload(service: Service) -> None:
@@ -96,8 +96,8 @@ async def _reload(service: Service) -> None:
         await service.reload()
 
 
-def _give_up(seconds: float) -> NoReturn:
+def _give_up() -> NoReturn:
     """End the process although the guard's thread still runs: nothing else stops it."""
-    event("stopped in the middle of work", {"seconds": seconds}, level=logging.ERROR)
+    event("stopped in the middle of work", level=logging.ERROR)
     logging.shutdown()
     os._exit(3)

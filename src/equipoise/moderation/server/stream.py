@@ -87,7 +87,7 @@ async def stream(request: Request) -> Response:
     events = guard_stream_async(deltas, verdicts, service.settings.stream)
     first = await anext(aiter(events))
     if isinstance(first, Failed):
-        raise RequestError(503, first.reason)
+        raise RequestError(first.status, first.reason)
     sent = _sent(first, events, watch)
     return _TwoWay(sent) if in_lines else StreamingResponse(sent, media_type="text/event-stream")
 
@@ -132,8 +132,8 @@ def _event(event: Event, watch: Watch) -> bytes:
             found = {"severity": severity, "harm_categories": list(categories), "window": list(window)}
             found |= {"unsafe_probability": round(verdict.unsafe_probability, 6)}
             return _form("stopped", {"offset": offset, **found, **watch.told()})
-        case Failed(offset, reason):
-            return _form("failed", {"offset": offset, **RequestError(503, reason).envelope()})
+        case Failed(offset, reason, status):
+            return _form("failed", {"offset": offset, **RequestError(status, reason).envelope()})
         case Done(offset):
             return _form("done", {"offset": offset, **watch.told()})
 
