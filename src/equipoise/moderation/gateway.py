@@ -159,11 +159,12 @@ class Gateway:
 
     async def _decide(self, request: ChatRequest) -> _Way:
         texts = request.prompts()
-        found = await self._verdicts(texts)
-        verdicts = [
-            await self._read_on(text.prompt, verdict, self._prompt_reader())
-            for text, verdict in zip(texts, found, strict=True)
-        ]
+        verdicts = await self._verdicts(texts)
+        if all(verdict.is_safe for verdict in verdicts):
+            verdicts = [
+                await self._read_on(text.prompt, verdict, self._prompt_reader())
+                for text, verdict in zip(texts, verdicts, strict=True)
+            ]
         worst = max(verdicts, key=lambda v: (not v.is_safe, v.severity, v.unsafe_probability))
         if worst.is_safe:
             return _Way("passed", worst, request)

@@ -202,7 +202,7 @@ def test_litellm_may_send_messages_in_place_of_texts_but_not_nothing(server: Any
     call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"arguments": "the harm"}}]}
     body = {"input_type": "response", "texts": [], "structured_messages": [call]}
     assert server.post(LITELLM, body).json()["action"] == "BLOCKED"
-    unread: list[Any] = [{"content": [{"type": "image_url"}]}, {"content": 5}, 5]
+    unread: list[Any] = [{"content": [{"type": "image_url"}]}, {"content": 5}, "the harm"]
     for body in ({}, {"text": ["the harm"]}, *({"structured_messages": [one]} for one in unread)):
         assert server.post(LITELLM, {"input_type": "request", **body}).status_code == 400
     assert server.post(LITELLM, {"input_type": "request", "texts": []}).json()["action"] == "NONE"

@@ -77,16 +77,17 @@ def _texts(body: GuardrailRequest) -> list[str]:
         raise RequestError(400, "texts: expected a list of texts", param="texts")
     found = []
     for i, message in enumerate(body.structured_messages or []):
-        where = f"structured_messages.{i}.content"
-        said = message if isinstance(message, dict) else {"content": message}
-        content = said.get("content")
-        parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
-        for part in [] if content is None and said is message else parts:
+        where = f"structured_messages.{i}"
+        if not isinstance(message, dict):
+            raise RequestError(400, f"{where}: expected a message", param=where)
+        content = message.get("content") or []  # none beside calls of tools
+        for part in content if isinstance(content, list) else [{"type": "text", "text": content}]:
             text = part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None
             if not isinstance(text, str):
-                raise RequestError(400, f"{where}: expected a text, or parts of type text", param=where)
+                what = f"{where}.content: expected a text, or parts of type text"
+                raise RequestError(400, what, param=f"{where}.content")
             found.append(text)
-        found += _arguments(said.get("tool_calls") or [])
+        found += _arguments(message.get("tool_calls") or [])
     return found
 
 
