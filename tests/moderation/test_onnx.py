@@ -256,6 +256,7 @@ def test_a_file_is_judged_by_the_runtime_that_is_asked_for(made: Made, tmp_path:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")  # torch's own, once compiled
 def test_a_compiled_encoder_says_the_same_of_batches_of_any_shape(made: Made) -> None:
     plain, compiled = (load_guard(made.folder, "cpu", name) for name in ("torch", "torch-compiled"))
     for count in (1, 2, len(EXCHANGES)):
