@@ -145,12 +145,15 @@ def test_files_without_rows(tmp_path: Path, tiny_llama: Path) -> None:
 def test_a_pair_beyond_the_models_positions(tmp_path: Path, tiny_llama: Path) -> None:
     positions = load_causal(tiny_llama, device="cpu").model.config.max_position_embeddings
     long = pair("mix flour", "bread and " * positions)
-    why = rf"a prompt and its response have \d+ tokens, and the model takes {positions};"
+    why = rf".*: a prompt and its response have \d+ tokens; expected at most the {positions} that"
     aligning = aligned(tmp_path, tiny_llama, [long], max_tokens=10**6)
     assert re.match(why, line_of(tmp_path, TRAIN_PREFERENCE, aligning))
     optim = ScorerOptim(device="cpu")
     scoring = ScorerConfig(pairs=aligning.pairs, backbone=str(tiny_llama), trunk="last", optim=optim)
     assert re.match(why, line_of(tmp_path, TRAIN_SCORER, scoring))
+
+
+NONE_LEFT = "none is left to train on (1 with an empty response, 1 with equal responses)"
 
 
 def test_scorers_leave_empty_and_equal_answers_out(tmp_path: Path, tiny_encoder: Path) -> None:
@@ -164,7 +167,7 @@ def test_scorers_leave_empty_and_equal_answers_out(tmp_path: Path, tiny_encoder:
     }
     config = ScorerConfig(pairs=(tmp_path / "pairs.jsonl",), **given)
     said = line_of(tmp_path, TRAIN_SCORER, config)
-    assert said == "pairs: none is left to train on (1 with an empty response, 1 with equal responses)"
+    assert said == f"pairs, exchanges: {NONE_LEFT}"
     more = [pair("mix flour and water", "wait " * 300), pair("wait", "mix flour")]
     write_records(tmp_path / "pairs.jsonl", [*rows, *more])
     notes = produce(tmp_path / "scorer", TRAIN_SCORER, config).manifest.notes

@@ -107,6 +107,13 @@ def plain_logps(folder: Path, prompt: str, response: str) -> tuple[float, int]:
     return logps[len(before) - 1 :].sum().item(), len(answer)
 
 
+def test_in_sixteen_bits_too_it_begins_with_a_margin_of_nothing(tmp_path: Path, tiny_llama: Path) -> None:
+    optim = {"bf16": True, "tokens_per_micro_batch": 4096}
+    settings: dict[str, Any] = {"objective": "dpo", "objective_params": {"beta": 1}, "optim": optim}
+    train(tmp_path, config_for(tmp_path, [pair("a")], tiny_llama, **settings))
+    assert abs(log_of(tmp_path)[0]["reward_margin"]) < 1e-5
+
+
 @pytest.mark.parametrize("objective", ["simpo", "orpo"])
 def test_without_a_reference_the_first_loss_is_that_of_the_probabilities_per_token(
     tmp_path: Path, tiny_llama: Path, objective: str

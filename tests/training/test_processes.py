@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from equipoise.data.io import write_records
+from equipoise.data.io import read_records, write_records
 from equipoise.lineage import read_manifest
 from equipoise.models.checkpoints import load_tensors
 from equipoise.records import Answer, Pair
@@ -113,12 +113,27 @@ def test_a_mistake_under_a_launch_is_said_and_nothing_hangs(words: list[str], tm
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", WAYS)
-def test_an_encoder_that_is_tuned_whole_has_weights_that_nothing_reads(
-    way: str, words: list[str], tiny_encoder: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("way", "what", "tune"),
+    [
+        ("ddp", "scorer", "full"),
+        ("fsdp", "scorer", "full"),
+        ("ddp", "guard", "full"),
+        ("ddp", "guard", "lora"),
+    ],
+)
+def test_an_encoder_that_learns_as_a_whole_has_weights_that_nothing_reads(
+    *, way: str, what: str, tune: str, words: list[str], tiny_encoder: Path, tmp_path: Path
 ) -> None:
-    data = words[words.index("--data") + 1]
-    given = ["train", "scorer", "--data", data, "--set", f"backbone={tiny_encoder}", "--set", "tune=full"]
+    data = Path(words[words.index("--data") + 1])
+    if what == "guard":
+        exchanges = [
+            pair.exchange(k).model_copy(update={"is_safe": k == 0})
+            for pair in read_records(data, Pair)
+            for k in (0, 1)
+        ]
+        write_records(data, exchanges)
+    given = ["train", what, "--data", str(data), "--set", f"backbone={tiny_encoder}", "--set", f"tune={tune}"]
     settings = [
         "layers=2",
         "hidden=4",

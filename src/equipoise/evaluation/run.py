@@ -26,7 +26,7 @@ from equipoise.progress import track
 from equipoise.protocols import Generator, Judge, RefusalJudge, Sampling
 from equipoise.records import Exchange, Prompt, Score, messages_of, text_of
 
-STEP_VERSION = 1
+STEP_VERSION = 2
 """Rises when the same settings would give other rows."""
 
 SuiteRef = Annotated[str, IsInput()]

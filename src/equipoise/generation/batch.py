@@ -202,4 +202,4 @@ def _line(row: Row) -> bytes:
     return json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
-GENERATE = Step("generate", 2, generate, writes_file=True, config=GenerateConfig)
+GENERATE = Step("generate", 3, generate, writes_file=True, config=GenerateConfig)

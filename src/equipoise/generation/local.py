@@ -5,7 +5,7 @@ from pathlib import Path
 
 from equipoise.errors import DataError
 from equipoise.generation.decoding import Written, decode
-from equipoise.models.backbone import Backbone, load_causal
+from equipoise.models.backbone import Backbone, load_causal, positions_of
 from equipoise.models.chat import chat_ids, decode_response, end_of_turn
 from equipoise.protocols import Messages, Sampling
 
@@ -40,7 +40,7 @@ class LocalGenerator:
             DataError: the prompt and the response do not fit the model's positions.
         """
         ids = chat_ids(self.tokenizer, prompt)
-        positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        positions = positions_of(self.model)
         if positions is not None and len(ids) + sampling.max_new_tokens > positions:
             raise DataError(
                 f"prompt: too long, {len(ids)} tokens and {sampling.max_new_tokens} new ones, "

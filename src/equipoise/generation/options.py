@@ -12,7 +12,7 @@ import torch
 
 from equipoise.errors import RunStoppedError
 from equipoise.generation.option_text import check_options
-from equipoise.models.backbone import Backbone, load_causal
+from equipoise.models.backbone import Backbone, load_causal, positions_of
 from equipoise.models.chat import chat_ids, encode_response
 from equipoise.models.layout import Row, response_logps, token_budget_batches
 from equipoise.progress import track
@@ -65,8 +65,7 @@ class LocalOptionScorer:
 
     @property
     def _positions(self) -> float:
-        text = self.model.config.get_text_config()
-        return getattr(text, "max_position_embeddings", None) or math.inf
+        return positions_of(self.model) or math.inf
 
 
 def load_option_scorer(

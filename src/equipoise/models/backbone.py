@@ -194,6 +194,12 @@ def _load(
     return Backbone(model.to(where).eval(), tokenizer, str(ref))
 
 
+def positions_of(model: Any) -> int | None:
+    """Return how many tokens a model was made for; None where its config does not say."""
+    found: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return found
+
+
 def layer_stack(model: Any) -> nn.ModuleList | None:
     """Return the list of a model's layers, lowest first; None where they are no one list."""
     has = model.config.num_hidden_layers

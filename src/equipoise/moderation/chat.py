@@ -117,15 +117,18 @@ def _message(where: str, message: object) -> dict[str, str]:
     for name, value in message.items():
         if value and name not in {"role", "content", "name"}:
             raise GatewayError(400, f"{where}: holds a field that is not judged; expected role and content")
-    content = message.get("content")
-    parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
+    return {"role": _ROLES[role], "content": "\n".join(texts_in(where, message.get("content")))}
+
+
+def texts_in(where: str, content: object) -> list[str]:
+    """Return the texts of a message's content, one or several parts; others raise GatewayError 400."""
     texts = []
-    for part in parts:
+    for part in content if isinstance(content, list) else [{"type": "text", "text": content}]:
         text = part.get("text") if isinstance(part, Mapping) and part.get("type") == "text" else None
         if not isinstance(text, str):
             raise GatewayError(400, f"{where}.content: expected a text, or parts of type text")
         texts.append(text)
-    return {"role": _ROLES[role], "content": "\n".join(texts)}
+    return texts
 
 
 class UpstreamText:

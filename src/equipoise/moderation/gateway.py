@@ -147,8 +147,8 @@ class Gateway:
                 aclosing(self._client.stream(body)) as events,
                 aclosing(upstream.texts(events)) as texts,
             ):
-                has_begun = False
-                async for event in guard_stream_async(texts, self._reader(request), self.settings.stream):
+                has_begun, reader = False, self._reader(request.context)
+                async for event in guard_stream_async(texts, reader, self.settings.stream):
                     chunk = _chunk(event, reply, upstream, way)
                     if not has_begun:
                         has_begun = True
@@ -158,13 +158,9 @@ class Gateway:
             yield reply.count(upstream.usage)
 
     async def _decide(self, request: ChatRequest) -> _Way:
-        texts = request.prompts()
-        verdicts = await self._verdicts(texts)
-        if all(verdict.is_safe for verdict in verdicts):
-            verdicts = [
-                await self._read_on(text.prompt, verdict, self._prompt_reader())
-                for text, verdict in zip(texts, verdicts, strict=True)
-            ]
+        verdicts = list(await self._verdicts(request.prompts()))
+        if all(verdict.is_safe for verdict in verdicts):  # the conversation is first, and holds the last turn
+            verdicts[0] = await self._read_on(request.context, verdicts[0], self._reader(None))
         worst = max(verdicts, key=lambda v: (not v.is_safe, v.severity, v.unsafe_probability))
         if worst.is_safe:
             return _Way("passed", worst, request)
@@ -187,7 +183,7 @@ class Gateway:
 
     async def _judge_whole(self, request: ChatRequest, text: str) -> Verdict:
         (verdict,) = await self._verdicts([TextPair(request.context, text)])
-        return await self._read_on(text, verdict, self._reader(request))
+        return await self._read_on(text, verdict, self._reader(request.context))
 
     async def _read_on(self, text: str, verdict: Verdict, reader: Reader) -> Verdict:
         """Judge what the guard did not read; a text that is too long for it goes through as a stream does."""
@@ -199,17 +195,12 @@ class Gateway:
                     return event.verdict
         return verdict
 
-    def _reader(self, request: ChatRequest) -> Reader:
-        context = request.context
+    def _reader(self, context: str | None) -> Reader:
+        """Judge windows of an answer in its context, or without one those of a prompt."""
 
         async def judge(windows: Sequence[str]) -> Sequence[Verdict]:
-            return await self._judge([TextPair(context, window) for window in windows])
-
-        return judge
-
-    def _prompt_reader(self) -> Reader:
-        async def judge(windows: Sequence[str]) -> Sequence[Verdict]:
-            return await self._judge([TextPair(window, None) for window in windows])
+            pairs = [TextPair(w, None) if context is None else TextPair(context, w) for w in windows]
+            return await self._judge(pairs)
 
         return judge
 

@@ -174,5 +174,5 @@ def _coverage(config: CoverageConfig, run: Run) -> None:
     write_text(run.out / "coverage.md", found.markdown(config.target))
 
 
-EXPAND = Step("prompts expand", 1, _expand, config=ExpandConfig)
-COVERAGE = Step("prompts coverage", 1, _coverage, config=CoverageConfig)
+EXPAND = Step("prompts expand", 2, _expand, config=ExpandConfig)
+COVERAGE = Step("prompts coverage", 2, _coverage, config=CoverageConfig)

@@ -23,5 +23,5 @@ def _group_lag(config: GroupLagConfig, run: Run) -> None:
     train_group_lag(config, run, load_scoring)
 
 
-TRAIN_PPO_LAG = Step("train.ppo_lag", 1, _ppo_lag, config=PpoLagConfig)
-TRAIN_GROUP_LAG = Step("train.group_lag", 1, _group_lag, config=GroupLagConfig)
+TRAIN_PPO_LAG = Step("train.ppo_lag", 2, _ppo_lag, config=PpoLagConfig)
+TRAIN_GROUP_LAG = Step("train.group_lag", 2, _group_lag, config=GroupLagConfig)

@@ -14,7 +14,7 @@ from equipoise.data.io import read_records
 from equipoise.errors import DataError
 from equipoise.generation.client import read_key
 from equipoise.lineage import Run
-from equipoise.models.backbone import Backbone
+from equipoise.models.backbone import Backbone, positions_of
 from equipoise.models.chat import chat_ids
 from equipoise.models.layout import Row
 from equipoise.models.roles import Roles
@@ -91,7 +91,7 @@ def _fitting(
 ) -> tuple[list[Prompt], Counter[str]]:
     """Return the prompts that are not too long, and how many are."""
     limit = config.rollout.max_prompt_tokens
-    positions = getattr(backbone.model.config.get_text_config(), "max_position_embeddings", None)
+    positions = positions_of(backbone.model)
     if positions is not None:
         limit = min(limit, positions - config.rollout.max_new_tokens)
     lengths = [len(chat_ids(backbone.tokenizer, messages_of(prompt.prompt))) for prompt in prompts]

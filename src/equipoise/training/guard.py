@@ -168,7 +168,12 @@ def train_guard(config: GuardConfig, run: Run) -> None:
         rank_weight=config.rank_weight,
         rank_margin=config.rank_margin,
     ) as task:
-        fit(task._replace(reads_all=config.tune != "full"), config.optim, run, label="training guard")
+        fit(
+            task._replace(reads_all=config.tune not in ("full", "lora")),
+            config.optim,
+            run,
+            label="training guard",
+        )
     model.save(run.out)
     model_card(run, "Guard", config.backbone, f"{len(taxonomy.names)} categories of {taxonomy.name}")
 

@@ -127,6 +127,13 @@ def no_severity(where: str) -> DataError:
     return DataError(f"{where}: no pair has the severity of both answers; expected one at least")
 
 
+def unusable(texts: Sequence[str]) -> str | None:
+    """Return why nothing is to be learned from responses to one prompt, one or two; None where there is."""
+    if not all(text.strip() for text in texts):
+        return "with an empty response"
+    return "with equal responses" if len(texts) == 2 and texts[0] == texts[1] else None
+
+
 def told(left_out: Counter[str]) -> str:
     """Reasons and counts as one phrase.
 
@@ -154,10 +161,8 @@ def _pick(
         texts = [pair.answers[k].response for k in order] if isinstance(order, tuple) else []
         if isinstance(order, str):
             left_out[order] += 1
-        elif not all(text.strip() for text in texts):
-            left_out["with an empty response"] += 1
-        elif len(texts) == 2 and texts[0] == texts[1]:
-            left_out["with equal responses"] += 1
+        elif reason := unusable(texts):
+            left_out[reason] += 1
         else:
             row = make_row(tokenizer, pair.prompt, texts)
             if row.length > settings.max_tokens:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from equipoise.errors import DataError
+from equipoise.models.backbone import positions_of
 from equipoise.models.chat import chat_ids, encode_response
 from equipoise.models.layout import Row
 from equipoise.records import Conversation, messages_of
@@ -30,12 +31,12 @@ def make_row(tokenizer: Any, prompt: Conversation, responses: Sequence[str]) -> 
     )
 
 
-def check_positions(model: Any, rows: Sequence[Row]) -> None:
+def check_positions(where: str, model: Any, rows: Sequence[Row]) -> None:
     """Raise DataError where a prompt with a response is longer than what the model was made for."""
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    positions = positions_of(model)
     longest = max((len(row.prompt) + max(map(len, row.responses)) for row in rows), default=0)
     if positions is not None and longest > positions:
         raise DataError(
-            f"a prompt and its response have {longest} tokens, and the model takes {positions}; expected"
-            " shorter ones (where there is `max_tokens`, it leaves longer ones out)"
+            f"{where}: a prompt and its response have {longest} tokens; expected at most the {positions} that"
+            " the model takes"
         )

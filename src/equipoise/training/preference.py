@@ -133,7 +133,7 @@ def train_preference(
         ordered, left_out = order_pairs(backbone.tokenizer, pairs, config, optim.seed)
     rows = [one.row for one in labelled or ordered]
     _check_left(rows, left_out)
-    check_positions(backbone.model, [*rows, *borrowed])
+    check_positions(f"max_tokens: {config.max_tokens}", backbone.model, [*rows, *borrowed])
     _check_severity(ordered, config)
     policy = prepare(backbone, config.tune, config.lora, optim.seed, top_layers=top)
     with frozen_below(policy, [*rows, *borrowed], top, optim, run.scratch) as below:

@@ -258,7 +258,7 @@ def _task(
     ones = [1] * len(rows.pairs)
     if config.trunk == "last":
         shared = [make_row(model.tokenizer, p.prompt, [a.response for a in p.answers]) for p in rows.pairs]
-        check_positions(model.trunk, shared)
+        check_positions("pairs", model.trunk, shared)
         lengths = [row.length for row in shared]
 
         def collate_rows(chosen: Sequence[int]) -> ScorerBatch:

@@ -17,7 +17,7 @@ from equipoise.errors import DataError
 from equipoise.models.features import TextPair
 from equipoise.progress import say
 from equipoise.records import Answer, Exchange, Pair, text_of
-from equipoise.training.pair_order import told
+from equipoise.training.pair_order import told, unusable
 
 
 class ScorerRows(NamedTuple):
@@ -47,21 +47,13 @@ def with_texts(
     pairs: Sequence[Pair], exchanges: Sequence[Exchange]
 ) -> tuple[list[Pair], list[Exchange], Counter[str]]:
     """Leave out what has an empty response, and pairs of equal ones; say and count why."""
-    left_out: Counter[str] = Counter()
-    kept: list[Pair] = []
-    for pair in pairs:
-        first, second = (answer.response for answer in pair.answers)
-        if not first.strip() or not second.strip():
-            left_out["with an empty response"] += 1
-        elif first == second:
-            left_out["with equal responses"] += 1
-        else:
-            kept.append(pair)
-    single = [exchange for exchange in exchanges if exchange.response.strip()]
-    if len(single) < len(exchanges):
-        left_out["with an empty response"] += len(exchanges) - len(single)
+    why = [unusable([answer.response for answer in pair.answers]) for pair in pairs]
+    why_single = [unusable([exchange.response]) for exchange in exchanges]
+    kept = [pair for pair, reason in zip(pairs, why, strict=True) if reason is None]
+    single = [exchange for exchange, reason in zip(exchanges, why_single, strict=True) if reason is None]
+    left_out = Counter(reason for reason in (*why, *why_single) if reason is not None)
     if not kept and not single and left_out:
-        raise DataError(f"pairs: none is left to train on ({told(left_out)})")
+        raise DataError(f"pairs, exchanges: none is left to train on ({told(left_out)})")
     if left_out:
         say(f"left out: {told(left_out)}")
     return kept, single, left_out

@@ -82,7 +82,7 @@ def train_sft(config: SftConfig, run: Run) -> None:
             rows.append(row)
     if not rows:
         raise DataError(f"exchanges: none is left to train on ({told(left_out)})")
-    check_positions(backbone.model, rows)
+    check_positions(f"max_tokens: {config.max_tokens}", backbone.model, rows)
     policy = prepare(backbone, config.tune, config.lora, config.optim.seed)
 
     def collate(chosen: Sequence[int]) -> PolicyBatch:

@@ -40,8 +40,8 @@ class Task(NamedTuple):
     """Bytes of weights that are held meanwhile and are no part of the model: those of frozen layers below."""
 
     reads_all: bool = True
-    """Whether every weight that learns has a part in the losses. An encoder that is tuned whole may have a
-    pooler that nothing reads; processes then look for what has none."""
+    """Whether every weight that learns has a part in the losses. An encoder that is tuned whole, or
+    adapted, may have a pooler that nothing reads; processes then look for what has none."""
 
     def pick(self, indices: Sequence[int]) -> "Task":
         """Return the same with these examples alone."""

@@ -204,21 +204,24 @@ def test_what_is_unsafe_is_said_although_another_text_was_read_in_part(server: A
     assert server.post("/v1/moderations", {"input": [long, "the harm"]}).status_code == 413
 
 
-def test_where_a_request_may_not_choose_it_gets_the_default_policy_or_an_error(serve: Any) -> None:
-    server = serve(policies=(Policy(name="calm", unsafe=0.9999), QUIET), policy_by_request=False)
-    assert server.post("/v1/guard", {"prompt": "the tide"}).json()["policy"] == "calm"
-    litellm = {"texts": ["the harm"], "input_type": "request"}
-    for path, body, field in (
-        ("/v1/guard", {"prompt": "the harm", "policy": "calm"}, "policy"),
-        ("/v1/moderations", {"input": "the harm", "policy": "calm"}, "policy"),
-        (
-            "/beta/litellm_basic_guardrail_api",
-            {**litellm, "additional_provider_specific_params": {"threshold": 1}},
-            "threshold",
-        ),
-    ):
-        answer = server.post(path, body)
-        assert (answer.status_code, answer.json()["error"]["param"]) == (400, field)
+@pytest.fixture(scope="module")
+def fixed(serve_shared: Any) -> Any:
+    return serve_shared(policies=(Policy(name="calm", unsafe=0.9999), QUIET), policy_by_request=False)
+
+
+@pytest.mark.parametrize("path", BODIES)
+def test_where_a_request_may_not_choose_it_gets_the_default_policy_or_an_error(fixed: Any, path: str) -> None:
+    assert fixed.post(path, BODIES[path]("the tide")).status_code == 200
+    answer = fixed.post(path, named(path, "the harm", "calm"))
+    assert (answer.status_code, "not for a request to choose" in answer.text) == (400, True)
+
+
+def test_where_a_request_may_not_choose_it_sets_no_threshold(fixed: Any) -> None:
+    path = "/beta/litellm_basic_guardrail_api"
+    answer = fixed.post(
+        path, {**BODIES[path]("the harm"), "additional_provider_specific_params": {"threshold": 1}}
+    )
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "threshold")
 
 
 def test_policies_that_are_all_in_shadow_cannot_serve(make: Any) -> None:

@@ -196,7 +196,7 @@ def test_litellm_may_send_messages_in_place_of_texts_but_not_nothing(server: Any
     parts = [{"type": "text", "text": SAFE}, {"type": "text", "text": "the harm"}]
     for content in ("the harm", parts):
         messages = [{"role": "system", "content": None}, {"role": "user", "content": content}]
-        for more in ({}, {"texts": None}, {"texts": []}):
+        for more in ({}, {"texts": None}, {"texts": []}, {"texts": [" "]}):
             body = {"input_type": "request", "structured_messages": messages, **more}
             assert server.post(LITELLM, body).json()["action"] == "BLOCKED"
     call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"arguments": "the harm"}}]}

@@ -7,6 +7,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 from equipoise.models.windows import TextPair
+from equipoise.moderation.chat import texts_in
 from equipoise.moderation.policies import Policy, Thresholds
 from equipoise.moderation.server.answers import guarded, judge, read_whole, service_of, worst
 from equipoise.moderation.server.bodies import described, parse, read_object
@@ -71,8 +72,9 @@ def _from(policy: Policy, threshold: float | None) -> Policy:
 
 def _texts(body: GuardrailRequest) -> list[str]:
     """Return the texts of a request, or those of its messages; one without either raises RequestError."""
-    if body.texts or (body.texts is not None and not body.structured_messages):
-        return body.texts
+    texts = body.texts or []
+    if any(text.strip() for text in texts) or (body.texts is not None and not body.structured_messages):
+        return texts
     if body.structured_messages is None and not body.tool_calls:
         raise RequestError(400, "texts: expected a list of texts", param="texts")
     found = []
@@ -80,13 +82,7 @@ def _texts(body: GuardrailRequest) -> list[str]:
         where = f"structured_messages.{i}"
         if not isinstance(message, dict):
             raise RequestError(400, f"{where}: expected a message", param=where)
-        content = message.get("content") or []  # none beside calls of tools
-        for part in content if isinstance(content, list) else [{"type": "text", "text": content}]:
-            text = part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None
-            if not isinstance(text, str):
-                what = f"{where}.content: expected a text, or parts of type text"
-                raise RequestError(400, what, param=f"{where}.content")
-            found.append(text)
+        found += texts_in(where, message.get("content") or [])  # none beside calls of tools
         found += _arguments(message.get("tool_calls") or [])
     return found
 
