@@ -55,8 +55,8 @@ bench: $(READY)  ## Run the benchmarks into benchmarks/results/; DATA=DIR adds t
 	$(BIN)/python benchmarks/recipes.py $(if $(DATA),--data $(DATA))
 	$(BIN)/pip install --quiet --constraint constraints.txt datasketch rensa
 	$(BIN)/python benchmarks/dedup.py
-	$(BIN)/python benchmarks/guard_speed.py --guard src/equipoise/moderation/shipped/equipoise-guard $(if $(DATA),--data $(DATA))
-	$(BIN)/python benchmarks/guard_server.py --guard src/equipoise/moderation/shipped/equipoise-guard $(if $(DATA),--data $(DATA))
+	$(BIN)/python benchmarks/guard_speed.py $(if $(DATA),--data $(DATA))
+	$(BIN)/python benchmarks/guard_server.py $(if $(DATA),--data $(DATA))
 	$(BIN)/python benchmarks/release_size.py
 	$(BIN)/pip install --quiet --constraint constraints.txt 'trl==1.16.*'
 	$(BIN)/python benchmarks/preference.py $(if $(DATA),--data $(DATA))

@@ -12,10 +12,8 @@ and begins with another one; ratios are taken within a round. The AUROCs are tho
 
 import argparse
 import json
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -26,14 +24,13 @@ from transformers import AutoModelForSequenceClassification, pipeline
 
 from equipoise.data.corpus import corpus_path
 from equipoise.data.io import read_exchanges
-from equipoise.lineage import produce
 from equipoise.models.backbone import quiet
 from equipoise.models.guard import load_guard_model
 from equipoise.models.windows import MAX_TOKENS, TextPair, encode_windows
+from equipoise.moderation.default import NAME, guard_folder
 from equipoise.moderation.guard import Guard, Runtime, load_guard
 from equipoise.records import text_of
 from equipoise.stats import auroc
-from equipoise.training.guard import TRAIN_GUARD, GuardConfig
 
 PEER = "pipeline"
 BATCH = 32
@@ -82,11 +79,21 @@ def peers(guard: Path) -> dict[str, Reader]:
     return {PEER: read, f"{PEER}, sorted": read_sorted}
 
 
-def judge(guard: Guard, texts: list[TextPair]) -> tuple[np.ndarray, np.ndarray]:
-    """P(unsafe) of each text, and whether it is flagged."""
+class Judged(NamedTuple):
+    """What a guard says of each text."""
+
+    unsafe: np.ndarray
+    """P(unsafe)."""
+    flagged: np.ndarray
+
+
+def judge(guard: Guard, texts: list[TextPair]) -> Judged:
+    """Judge all texts at once."""
     reading = guard.read(texts)
     verdicts = [reading.verdict(row) for row in range(len(texts))]
-    return np.array([v.unsafe_probability for v in verdicts]), np.array([not v.is_safe for v in verdicts])
+    return Judged(
+        np.array([v.unsafe_probability for v in verdicts]), np.array([not v.is_safe for v in verdicts])
+    )
 
 
 class Taken(NamedTuple):
@@ -152,23 +159,11 @@ def measure(guard: Path, rows: list[Answer], rounds: int) -> dict[str, Any]:
     }
 
 
-@contextmanager
-def trained(guard: Path | None) -> Iterator[Path]:
-    """Yield a guard's folder; where none is given, of one that is trained on the built-in exchanges."""
-    if guard is not None:
-        yield guard
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        fresh = Path(folder) / "guard"
-        produce(fresh, TRAIN_GUARD, GuardConfig(exchanges=(corpus_path("exchanges"),)))
-        yield fresh
-
-
 def arguments(rounds: int) -> argparse.ArgumentParser:
     """What the benchmarks of a guard are told."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path, help="folder of pku_saferlhf_mini.jsonl; else built-in rows")
-    parser.add_argument("--guard", type=Path, help="its folder; one is trained on built-in rows if absent")
+    parser.add_argument("--guard", type=guard_folder, default=guard_folder(NAME), help="else the shipped one")
     parser.add_argument("--rows", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=rounds)
     return parser
@@ -176,8 +171,7 @@ def arguments(rounds: int) -> argparse.ArgumentParser:
 
 def main() -> None:
     args = arguments(rounds=5).parse_args()
-    with trained(args.guard) as guard:
-        result = measure(guard, answers(args.data, args.rows), args.rounds)
+    result = measure(args.guard, answers(args.data, args.rows), args.rounds)
     result["texts"] = "pku_saferlhf_mini" if args.data else corpus_path("pairs").name
     save("guard_speed", result)
     print(json.dumps(result, indent=1))

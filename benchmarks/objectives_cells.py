@@ -11,11 +11,7 @@ from equipoise.config import Config, parse_config
 from equipoise.pipeline.recipe import Recipe
 from equipoise.pipeline.steps import STEPS
 
-STEPS |= {
-    "objectives.choose": "objectives_steps:CHOOSE",
-    "objectives.implicit": "objectives_steps:IMPLICIT",
-    "objectives.best-of-n": "objectives_steps:BEST_OF_N",
-}
+STEPS |= {"objectives.choose": "objectives_steps:CHOOSE"}
 FILES = {"mini": "CC-BY-NC-4.0", "pairs": "CC-BY-NC-4.0"}
 REWARDS = {"pandalm_test": "Apache-2.0", "alpaca_eval_gpt4": "CC-BY-NC-4.0"}
 PAIRS = "${steps.chosen}/pairs.jsonl"
@@ -122,8 +118,8 @@ def policies(settings: Settings, seed: int, multipliers: Mapping[str, float]) ->
         return on_pairs("soft_dpo", margin={**scored, "cost_weight": multiplier})
 
     def implicit(rows: str) -> dict[str, Any]:
-        asked = {"rows": rows, "model": settings.model, "helpful": at("dpo_better"), "safe": at("dpo")}
-        return {"run": "objectives.implicit", "with": {**asked, "beta": BETA, "bf16": settings.bf16}}
+        policies = {"reference": settings.model, "helpful": at("dpo_better"), "safe": at("dpo"), "beta": BETA}
+        return {"run": "score", "with": {"file": rows, "policies": policies}}
 
     steps = {
         "sft": {"run": "train.sft", "with": {"exchanges": ["${steps.chosen}/safer.jsonl"], **learned}},
@@ -145,8 +141,14 @@ def policies(settings: Settings, seed: int, multipliers: Mapping[str, float]) ->
         "soup": merged("dpo_better", "dpo"),
         "adpo": on_pairs("adpo", messages=tokens),
         "best_of_n": {
-            "run": "objectives.best-of-n",
-            "with": {"pairs": [PAIRS], "scorer": "${steps.teacher}", "messages": tokens, **learned},
+            "run": "train.sft",
+            "with": {
+                "exchanges": ["${steps.chosen}/both.jsonl"],
+                "include_unsafe": True,
+                "best_of": {"scorer": "${steps.teacher}"},
+                "messages": tokens,
+                **learned,
+            },
         },
     }
     if (known := multipliers.get("mocan")) is not None:

@@ -50,6 +50,7 @@ def ours(job: Job, *, bf16: bool, top: bool) -> Training:
             "tune": "top" if top else "full",
             "top_layers": upper_half(job["model"]),
             "max_tokens": job["longest"],
+            "keep_reference": False,
             "optim": our_settings(job, bf16=bf16),
         }
     )

@@ -93,6 +93,28 @@ def guard() -> Iterator[Row]:
             yield [f"the guard, {name}", "transformers' `pipeline`, batches of 32", ratio, ""]
 
 
+SERVER_HEAD = [
+    "runtime",
+    "1 client",
+    "8 clients",
+    "32 clients",
+    "answers a second, 32 clients",
+    "of a batch's",
+]
+
+
+def rows_of_server() -> list[Row]:
+    """Milliseconds until half, and 95 %, of the verdicts were there, and throughput, by runtime."""
+    rows = []
+    for name, found in read("guard_server").get("runtimes", {}).items():
+        clients = found["clients"]
+        took = [f"{one['p50_ms']:.0f}, {one['p95_ms']:.0f}" for one in clients.values()]
+        busiest = clients["32"]
+        share = f"{100 * busiest['share_of_batch']:.0f} %"
+        rows.append([f"`{name}`", *took, f"{busiest['rows_per_second']:.0f}", share])
+    return rows
+
+
 def copies() -> Iterator[Row]:
     """Near-copies among 200,000 rows."""
     found = read("dedup").get("rows", {}).get("200000", {})

@@ -32,6 +32,20 @@ CHATML = (
 )
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache that goes when the tests end; the models and tools that are installed are in it too."""
+    from equipoise.models.builtin import cache_folder
+
+    own = tmp_path_factory.mktemp("cache")
+    for name in ("models", "tools"):
+        (installed := cache_folder() / name).mkdir(parents=True, exist_ok=True)
+        (own / name).symlink_to(installed.resolve(), target_is_directory=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EQUIPOISE_CACHE", str(own))
+        yield own
+
+
 @pytest.fixture
 def at_once(tmp_path: Path) -> Callable[[str, Sequence[str]], list[str]]:
     """Run a script in several processes, one for each argument, which all begin at the same moment.

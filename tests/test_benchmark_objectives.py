@@ -15,7 +15,6 @@ from equipoise.data.io import read_records, write_records
 from equipoise.evaluation.suites import load_suite
 from equipoise.lineage import Run
 from equipoise.models.backbone import load_tokenizer
-from equipoise.models.checkpoints import load_tensors
 from equipoise.pipeline.steps import STEPS
 from equipoise.records import Answer, Pair, Prompt
 from equipoise.training.policy_rows import make_row
@@ -224,25 +223,6 @@ def test_pairs_have_all_labels_and_few_tokens_and_first_one_to_a_prompt(
     module.choose(parse_config(module.ChooseConfig, {**given, "count": 5}, "test"), run)
     assert len(list(read_records(tmp_path / "out" / "pairs.jsonl", Pair))) == 5  # now the twin too
     assert len(list(read_records(tmp_path / "out" / "prompts.jsonl", Prompt))) == 4
-
-
-def test_implicit_scores_of_the_reference_itself_are_nought(
-    scripts: Any, tmp_path: Path, tiny_llama: Path
-) -> None:
-    module = scripts["objectives_steps"]
-    rows = [{"id": f"a{i // 2}", "prompt": f"ask {i // 2}", "response": f"bread {i}"} for i in range(6)]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    model = str(tiny_llama)
-    given = {"rows": tmp_path / "rows.jsonl", "model": model, "helpful": model, "safe": model}
-    (tmp_path / "scratch").mkdir()
-    run = Run(tmp_path / "out.jsonl", tmp_path / "scratch")
-    module.implicit(parse_config(module.ImplicitConfig, given, "test"), run)
-    lines = [json.loads(line) for line in run.out.read_text("utf-8").splitlines()]
-    assert [line["response"] for line in lines] == [row["response"] for row in rows]
-    assert all(abs(line["reward"]) < 1e-6 and abs(line["cost"]) < 1e-6 for line in lines)
-    logps = load_tensors(tmp_path / "scratch" / "logps-0.safetensors")["logps"]
-    assert len(logps) == 6
-    assert (logps < 0).all()
 
 
 def test_the_multiplier_keeps_a_budget_half_way_to_the_cheapest(scripts: Any, tmp_path: Path) -> None:

@@ -190,7 +190,7 @@ def test_refusals_of_the_guard_may_be_partial(call: Call, models: Path, rows: Pa
         (["moderate", "hi", "--guard", "strict", "--policy", "no.yaml"], ConfigError, "no.yaml: No such"),
         (["refusals", "--file", "in.jsonl", "--out", "o.jsonl"], ModelError, "'minilm' is not installed"),
         (["refusals", "--file", "in.jsonl"], ConfigError, "refusals: expected --file IN and --out OUT"),
-        (["score", "--file", "in.jsonl", "--out", "o.jsonl"], ConfigError, "scorer: missing"),
+        (["score", "--file", "in.jsonl", "--out", "o.jsonl"], ConfigError, "scorer: expected a scorer"),
         (
             ["score", "--file", "in.jsonl", "--out", "o.jsonl", "--scorer", "scorer", "--set", "chunck=2"],
             ConfigError,

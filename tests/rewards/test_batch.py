@@ -59,9 +59,9 @@ def test_every_row_gets_its_reward_and_cost(tmp_path: Path, tiny_encoder: Path) 
     notes, rows = score(tmp_path, folder)
     assert notes == {"rows": 2, "errors": 2, "reward": "higher_is_better", "cost": "higher_is_worse"}
     assert [list(row) for row in rows] == [
-        ["id", "prompt", "response", "mine", "reward", "cost"],
+        ["id", "prompt", "response", "mine", "reward", "cost", "score_truncated"],
         ["id", "error"],
-        ["id", "prompt", "response", "sample", "reward", "cost"],
+        ["id", "prompt", "response", "sample", "reward", "cost", "score_truncated"],
         ["id", "error"],
     ]
     found = said(folder)
@@ -87,6 +87,15 @@ def test_a_number_format_can_be_chosen(tmp_path: Path, tiny_encoder: Path) -> No
     assert costs["bfloat16"] == pytest.approx(costs["float32"], abs=0.02)
 
 
+def test_a_response_whose_end_was_not_read_is_told(tmp_path: Path, tiny_encoder: Path) -> None:
+    scorer = load_scorer(make_scorer(tmp_path / "scorer", tiny_encoder), "cpu")
+    words = 128  # of the model; its frame and the prompt take some of them
+    texts = ["yes " * (words // 2), "yes " * words]
+    short, long = scorer([Exchange(id="a", prompt="hi", response=text) for text in texts])
+    assert not short.truncated
+    assert long.truncated
+
+
 @pytest.mark.parametrize(("head", "other"), [("reward", "cost"), ("cost", "reward")])
 def test_a_head_that_was_not_trained_is_null(
     tmp_path: Path, tiny_encoder: Path, head: str, other: str
@@ -100,7 +109,7 @@ def test_a_scorer_of_categories_gives_the_cost_of_each_too(tmp_path: Path, tiny_
     taxonomy = load_taxonomy("beavertails14")
     folder = make_scorer(tmp_path / "scorer", tiny_encoder, taxonomy=taxonomy)
     _, rows = score(tmp_path, folder)
-    assert list(rows[2])[-3:] == ["reward", "cost", "category_costs"]
+    assert list(rows[2])[-4:] == ["reward", "cost", "category_costs", "score_truncated"]
     assert tuple(rows[2]["category_costs"]) == taxonomy.names
     found = said(folder)
     assert found.category_costs is not None

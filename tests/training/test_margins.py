@@ -11,13 +11,13 @@ from equipoise.models.backbone import load_causal
 from equipoise.models.features import TextPair, encode_pair, pad_pairs
 from equipoise.models.layout import response_logps
 from equipoise.models.scorer import RowBatch, ScorerCard, ScorerModel, Trunk, load_trunk
-from equipoise.training.margins import MarginSettings, Ordered, policy_margins, scorer_margins
+from equipoise.training.margins import Answered, MarginSettings, policy_margins, scorer_margins
 from equipoise.training.policy_rows import make_row
 
 PAIRS = [
-    Ordered("how do i bake bread", ("mix flour and water and then wait for an hour", "no")),
-    Ordered("hello", ("hi", "a kind answer is better still")),
-    Ordered("explain the tides", ("the moon pulls the water", "there are two a day, and they are high")),
+    Answered("how do i bake bread", ("mix flour and water and then wait for an hour", "no")),
+    Answered("hello", ("hi", "a kind answer is better still")),
+    Answered("explain the tides", ("the moon pulls the water", "there are two a day, and they are high")),
 ]
 
 
@@ -44,7 +44,7 @@ def scorer(
 
 
 @torch.no_grad()
-def scores(model: ScorerModel, one: Ordered, text: str) -> tuple[float, float]:
+def scores(model: ScorerModel, one: Answered, text: str) -> tuple[float, float]:
     """Reward and cost of one response by itself."""
     if model.card.trunk == "pooled":
         batch = pad_pairs([encode_pair(model.tokenizer, TextPair(str(one.prompt), text))])

@@ -16,11 +16,11 @@ from equipoise.training.messages import (
     MessageSettings,
     kept_tokens,
     message_task,
-    reference_tokens,
     token_scores,
 )
 from equipoise.training.pair_order import OrderedPair
 from equipoise.training.policy_rows import make_row
+from equipoise.training.reference import reference_logps
 
 TEXTS = [
     ("how do i bake bread", ["mix flour and water", "no"]),
@@ -87,8 +87,8 @@ def test_the_loss_of_a_model_is_that_of_what_counts(
 ) -> None:
     model = backbone.model
     path = tmp_path / "reference.safetensors"
-    reference = reference_tokens(model, rows, path, tokens_per_batch=64)
-    again = reference_tokens(model, rows, path, tokens_per_batch=64)
+    reference = reference_logps(model, rows, path, tokens_per_batch=64, each_token=True)
+    again = reference_logps(model, rows, path, tokens_per_batch=64, each_token=True)
     assert all(torch.equal(mine, other) for mine, other in zip(reference, again, strict=True))
     reference = [tokens + 0.1 * number for number, tokens in enumerate(reference)]
     kept = [torch.ones(len(tokens), dtype=torch.bool) for tokens in reference]

@@ -13,7 +13,7 @@ from equipoise.models.backbone import load_causal
 from equipoise.models.layout import Row, pack, response_logps, split_rows
 from equipoise.objectives.message_wise import MESSAGE_WISE_LOSSES
 from equipoise.objectives.unpaired import UNPAIRED_LOSSES
-from equipoise.training.messages import MessageLosses, message_task, reference_tokens
+from equipoise.training.messages import MessageLosses, message_task
 from equipoise.training.pair_order import LabelledRow, OrderedPair
 from equipoise.training.paired import PreferenceLosses, pair_task
 from equipoise.training.policy_rows import make_row
@@ -68,7 +68,9 @@ class Step:
         ]
         if objective in MESSAGE_WISE_LOSSES:
             by_token = MessageLosses(self.policy, loss, 0.1)
-            known = reference_tokens(self.policy, self.rows, place / "own", tokens_per_batch=200)
+            known = reference_logps(
+                self.policy, self.rows, place / "own", tokens_per_batch=200, each_token=True
+            )
             moved = [tokens + one[0] / len(tokens) for tokens, one in zip(known, drift, strict=True)]
             kept = [torch.arange(len(tokens)) % 3 > 0 for tokens in known]
             self.task = message_task(by_token, pairs, moved, kept)

@@ -24,7 +24,6 @@ from equipoise.training.messages import (
     kept_tokens,
     message_scores,
     message_task,
-    reference_tokens,
 )
 from equipoise.training.pair_order import label_answers, order_pairs
 from equipoise.training.paired import PreferenceLosses, pair_task
@@ -112,7 +111,7 @@ def plain_task(config: PreferenceConfig, policy: Any, tokenizer: Any, place: Pat
         config.messages, rows, place / "scores", tokenizer=tokenizer, tokens_per_batch=200, device="cpu"
     )
     kept = kept_tokens(scores, rows, config.messages, (True, False))
-    tokens = reference_tokens(policy, rows, place / "reference", tokens_per_batch=200)
+    tokens = reference_logps(policy, rows, place / "reference", tokens_per_batch=200, each_token=True)
     return message_task(MessageLosses(policy, objective, 0.1), ordered, tokens, kept)
 
 
@@ -186,7 +185,7 @@ def test_a_killed_run_goes_on_to_the_same_numbers(tmp_path: Path, tiny_llama: Pa
             with pytest.raises(KilledError):
                 produce(tmp_path / name / "out", TRAIN_PREFERENCE._replace(build=build), config)
             kept = {path.name for path in (tmp_path / name / "out" / "scratch").iterdir()}
-            assert kept == {"checkpoints", "reference.safetensors"}  # nothing half-written lies there
+            assert kept == {"checkpoints"}  # nothing half-written lies there
         done = produce(tmp_path / name / "out", TRAIN_PREFERENCE, config)
         assert done.manifest.attempts == (2 if name == "killed" else 1)
     one, two = (tmp_path / name / "out" for name in ("whole", "killed"))

@@ -34,6 +34,8 @@ class RewardCost(NamedTuple):
     """Higher is worse; above 0 means unsafe."""
     category_costs: dict[str, Score] | None = None
     """Category -> its cost, above 0 means of the category; None of a scorer without such heads."""
+    truncated: bool = False
+    """Whether the end of the response did not fit the scorer's window and was not read."""
 
 
 class Scorer:
@@ -49,11 +51,12 @@ class Scorer:
         """Score each response in the context of its prompt."""
         if not exchanges:
             return []
-        features = self._features(exchanges)
+        features, is_cut = self._features(exchanges)
         scores = self.model.every_score(features.to(next(self.model.heads.parameters()).device))
         if not all(torch.isfinite(part).all() for part in scores):
             raise ModelError("the scorer's answer is not finite")
-        return [self._of(*each) for each in zip(*(part.tolist() for part in scores), strict=True)]
+        rows = zip(*(part.tolist() for part in scores), strict=True)
+        return [self._of(*each)._replace(truncated=cut) for each, cut in zip(rows, is_cut, strict=True)]
 
     def _of(self, reward: float, cost: float, categories: Sequence[float]) -> RewardCost:
         card = self.card
@@ -68,11 +71,13 @@ class Scorer:
             else None,
         )
 
-    def _features(self, exchanges: Sequence[Exchange]) -> Tensor:
+    def _features(self, exchanges: Sequence[Exchange]) -> tuple[Tensor, list[bool]]:
+        """Features [R, F], and of each row whether the response was cut."""
         trunk, tokenizer = self.model.trunk, self.model.tokenizer
         if isinstance(trunk, PooledFeatures):
             texts = [TextPair(text_of(e.prompt), e.response) for e in exchanges]
-            return embed(trunk, [encode_pair(tokenizer, text) for text in texts], label="scoring")
+            windows = [encode_pair(tokenizer, text) for text in texts]
+            return embed(trunk, windows, label="scoring"), [window.truncated for window in windows]
         rows = [
             Row(chat_ids(tokenizer, messages_of(e.prompt)), [encode_response(tokenizer, e.response)])
             for e in exchanges
@@ -82,7 +87,7 @@ class Scorer:
         for group in track(token_budget_batches(lengths, _TOKENS_PER_BATCH), "scoring"):
             found = self.model.features(RowBatch(tuple(rows[i] for i in group)))
             out[group] = found.float().cpu()
-        return out
+        return out, [False] * len(rows)
 
 
 class ScorerEnsemble:
@@ -108,8 +113,11 @@ class ScorerEnsemble:
             RewardCost(
                 Score(reward, self.card.reward_polarity) if has_reward else None,
                 Score(cost, self.card.cost_polarity) if has_cost else None,
+                truncated=any(one.truncated for one in row),
             )
-            for reward, cost in zip(rewards.tolist(), costs.tolist(), strict=True)
+            for reward, cost, row in zip(
+                rewards.tolist(), costs.tolist(), zip(*said, strict=True), strict=True
+            )
         ]
 
 

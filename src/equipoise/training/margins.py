@@ -46,15 +46,14 @@ class MarginSettings(Config):
         return self
 
 
-class Ordered(NamedTuple):
-    """A pair in the order in which it is learned from."""
+class Answered(NamedTuple):
+    """A prompt and responses to it; of a pair, chosen and rejected."""
 
     prompt: Conversation
-    responses: tuple[str, str]
-    """Chosen and rejected."""
+    responses: tuple[str, ...]
 
 
-def scorer_margins(settings: MarginSettings, pairs: Sequence[Ordered], device: str = "auto") -> Tensor:
+def scorer_margins(settings: MarginSettings, pairs: Sequence[Answered], device: str = "auto") -> Tensor:
     """Margin reward of each pair from a scorer, [B] on the CPU.
 
     Raises:
@@ -63,8 +62,7 @@ def scorer_margins(settings: MarginSettings, pairs: Sequence[Ordered], device: s
     if settings.scorer is None:
         raise ModelError("margin.scorer: got none; expected a folder of `equipoise train scorer`")
     model = load_weighed(settings.scorer, settings.reward_weight, settings.cost_weight, device)
-    rewards, costs = _scores(model, pairs)
-    total = settings.reward_weight * rewards - settings.cost_weight * costs
+    total = weighed_scores(model, pairs, settings.reward_weight, settings.cost_weight)
     return total[0::2] - total[1::2]
 
 
@@ -79,24 +77,28 @@ def load_weighed(folder: Path, reward_weight: float, cost_weight: float, device:
 
 
 @torch.no_grad()
-def _scores(model: ScorerModel, pairs: Sequence[Ordered]) -> tuple[Tensor, Tensor]:
-    """Rewards and costs of chosen and rejected in turn, [2B] each."""
+def weighed_scores(
+    model: ScorerModel, asked: Sequence[Answered], reward_weight: float, cost_weight: float
+) -> Tensor:
+    """reward_weight reward - cost_weight cost of every response in turn, flat, on the CPU.
+
+    Each prompt has as many responses as the first.
+    """
     model.eval()
-    parts: list[tuple[Tensor, Tensor]] = []
     if model.card.trunk == "pooled":
-        texts = [TextPair(text_of(one.prompt), text) for one in pairs for text in one.responses]
+        texts = [TextPair(text_of(one.prompt), text) for one in asked for text in one.responses]
         features = embed(model.trunk, [encode_pair(model.tokenizer, text) for text in texts])  # type: ignore[arg-type]
-        device = next(model.heads.parameters()).device
-        rewards, costs = model(features.to(device))
-        return rewards.cpu(), costs.cpu()
-    rows = [make_row(model.tokenizer, one.prompt, one.responses) for one in pairs]
+        rewards, costs = model(features.to(next(model.heads.parameters()).device))
+        total: Tensor = reward_weight * rewards - cost_weight * costs
+        return total.cpu()
+    rows = [make_row(model.tokenizer, one.prompt, one.responses) for one in asked]
     groups = token_budget_batches([row.length for row in rows], 4096)
-    for group in track(groups, "margin rewards"):
+    parts: list[Tensor] = []
+    for group in track(groups, "scoring responses"):
         rewards, costs = model(RowBatch(tuple(rows[i] for i in group)))
-        parts.append((rewards.view(-1, 2).cpu(), costs.view(-1, 2).cpu()))
+        parts.append((reward_weight * rewards - cost_weight * costs).view(len(group), -1).cpu())
     place = torch.tensor([i for group in groups for i in group]).argsort()
-    rewards, costs = (torch.cat(column)[place].flatten() for column in zip(*parts, strict=True))
-    return rewards, costs
+    return torch.cat(parts)[place].flatten()
 
 
 def policy_margins(

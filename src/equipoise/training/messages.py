@@ -129,29 +129,6 @@ def kept_tokens(
     return list(torch.split(kept, [len(row_scores) for row_scores in scores]))
 
 
-@torch.no_grad()
-def reference_tokens(
-    policy: nn.Module, rows: Sequence[Row], path: Path, *, tokens_per_batch: int, bf16: bool = False
-) -> list[Tensor]:
-    """Log-probability in nats of each response token under the policy as it is, [tokens] of each row.
-
-    Read from `path` if there; `bf16` as in `reference_logps`.
-    """
-    if path.exists():
-        return _by_row(path, rows)
-    policy.eval()
-    device = next(policy.parameters()).device.type
-    out: list[Tensor] = [torch.empty(0)] * len(rows)
-    for group in track(token_budget_batches([row.length for row in rows], tokens_per_batch), "reference"):
-        with torch.autocast(device, torch.bfloat16, enabled=bf16):
-            tokens = response_logps(policy, [rows[i] for i in group]).tokens.float().cpu()
-        counts = [sum(map(len, rows[i].responses)) for i in group]
-        for i, mine in zip(group, torch.split(tokens, counts), strict=True):
-            out[i] = mine
-    save_tensors(path, {"tokens": torch.cat(out)})
-    return out
-
-
 class MessageLosses(PairLosses):
     """The policy under training: one message-wise loss per pair."""
 

@@ -1,20 +1,20 @@
 """Align a policy on pairs: `equipoise train preference --set pairs=[FILE] --set objective=safe_dpo`.
 
 A pair is one row: the prompt once, both responses behind it. The reference is the model as it was
-loaded, so its log-probabilities are computed once, before the first step, and kept for a resume; a
+loaded, so its log-probabilities are computed once, before the first step, and kept for other runs; a
 policy that goes on from the output of an earlier run has that run's result for its reference.
 """
 
 import inspect
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 
-from equipoise.config import InputPath, ModelRef, bind
+from equipoise.config import InputPath, IsAside, ModelRef, bind
 from equipoise.data.io import read_records
 from equipoise.errors import ConfigError, DataError
 from equipoise.lineage import Run, Step
@@ -27,7 +27,7 @@ from equipoise.objectives.unpaired import UNPAIRED_LOSSES, LabelledLogps
 from equipoise.progress import say
 from equipoise.records import Pair
 from equipoise.training.cards import model_card
-from equipoise.training.margins import MarginSettings, Ordered, policy_margins, scorer_margins
+from equipoise.training.margins import Answered, MarginSettings, policy_margins, scorer_margins
 from equipoise.training.memory import say_footprint, say_work
 from equipoise.training.messages import (
     MessageLosses,
@@ -35,7 +35,6 @@ from equipoise.training.messages import (
     kept_tokens,
     message_scores,
     message_task,
-    reference_tokens,
 )
 from equipoise.training.pair_order import (
     LabelledRow,
@@ -56,7 +55,7 @@ from equipoise.training.policy import (
     weights_in,
 )
 from equipoise.training.policy_rows import check_positions
-from equipoise.training.reference import reference_logps
+from equipoise.training.reference import ReferenceCache, shared_folder
 from equipoise.training.trainer import OptimSettings, Task, fit
 from equipoise.training.unpaired import UnpairedLosses, borrowed_rows, unpaired_task
 
@@ -89,6 +88,8 @@ class PreferenceConfig(PairSettings):
     top_layers: int = Field(default=2, ge=1)
     """Layers that learn where `tune` is top."""
     lora: LoraSettings = LoraSettings()
+    keep_reference: Annotated[bool, IsAside()] = True
+    """Keep what the reference says in the cache, for other runs on the same pairs from the same model."""
     optim: PreferenceOptim = PreferenceOptim()
 
     @model_validator(mode="after")
@@ -135,33 +136,30 @@ def train_preference(
     _check_left(rows, left_out)
     check_positions(f"max_tokens: {config.max_tokens}", backbone.model, [*rows, *borrowed])
     _check_severity(ordered, config)
+    cache = ReferenceCache(
+        shared_folder() if config.keep_reference else run.scratch,
+        backbone.model,
+        tokens_per_batch=optim.micro_tokens,
+        bf16=optim.bf16,
+        top_layers=top,
+    )
     policy = prepare(backbone, config.tune, config.lora, optim.seed, top_layers=top)
     with frozen_below(policy, [*rows, *borrowed], top, optim, run.scratch) as below:
         beta = _logged_beta(config)
         if single:
-            task = _single_task(UnpairedLosses(policy, objective, beta), labelled, borrowed, config, run)
+            task = _single_task(UnpairedLosses(policy, objective, beta), labelled, borrowed, cache, run)
         elif config.messages is not None and loss is None:
             losses = MessageLosses(policy, objective, beta)
-            task = _message_task(
-                losses, ordered, config.messages, optim=optim, run=run, tokenizer=backbone.tokenizer
-            )
+            task = _message_task(losses, ordered, config, cache, run=run, tokenizer=backbone.tokenizer)
         else:
             free = config.objective in REFERENCE_FREE and loss is None
             paired = PreferenceLosses(policy, objective, beta, has_reference=not free)
-            task = _pair_task(paired, ordered, config, run, backbone.tokenizer)
+            task = _pair_task(paired, ordered, config, cache, run=run, tokenizer=backbone.tokenizer)
         say_work(task.lengths, optim)
         fit(task._replace(beside=below), optim, run, label=f"training policy ({config.objective})")
     save_policy(backbone, policy, run.out)
     run.notes |= {"rows": len(rows), "left_out": dict(left_out), "tokens": sum(r.length for r in rows)}
     model_card(run, "Policy", config.model, f"aligned by {config.objective} on {len(rows)} pairs")
-
-
-def _reference(
-    policy: nn.Module, rows: Sequence[Row], name: str, config: PreferenceConfig, run: Run
-) -> tuple[Tensor, ...]:
-    path = run.scratch / f"{name}.safetensors"
-    optim = config.optim
-    return reference_logps(policy, rows, path, tokens_per_batch=optim.micro_tokens, bf16=optim.bf16)
 
 
 def _label(
@@ -180,13 +178,11 @@ def _single_task(
     losses: UnpairedLosses,
     labelled: Sequence[LabelledRow],
     borrowed: Sequence[Row],
-    config: PreferenceConfig,
+    cache: ReferenceCache,
     run: Run,
 ) -> Task:
-    rows = [one.row for one in labelled]
-    known = _reference(losses.policy, rows, "reference", config, run)
-    of_borrowed = _reference(losses.policy, borrowed, "reference-borrowed", config, run)
-    task = unpaired_task(losses, labelled, known, borrowed, of_borrowed)
+    known = cache.logps(losses.policy, [one.row for one in labelled])
+    task = unpaired_task(losses, labelled, known, borrowed, cache.logps(losses.policy, borrowed))
     wanted = sum(sum(one.desirable) for one in labelled)
     run.notes |= {"desirable": wanted, "undesirable": sum(task.items) - wanted}
     return task
@@ -196,13 +192,14 @@ def _pair_task(
     losses: PreferenceLosses,
     pairs: Sequence[OrderedPair],
     config: PreferenceConfig,
+    cache: ReferenceCache,
+    *,
     run: Run,
     tokenizer: Any,
 ) -> Task:
-    rows = [one.row for one in pairs]
-    logps: Sequence[Tensor] = (torch.zeros(2),) * len(rows)
+    logps: Sequence[Tensor] = (torch.zeros(2),) * len(pairs)
     if losses.has_reference:
-        logps = _reference(losses.policy, rows, "reference", config, run)
+        logps = cache.logps(losses.policy, [one.row for one in pairs])
     return pair_task(losses, pairs, logps, _margin_rewards(config, pairs, logps, run, tokenizer))
 
 
@@ -235,28 +232,26 @@ def objective_of(config: PreferenceConfig) -> Callable[..., Tensor]:
 def _message_task(
     losses: MessageLosses,
     pairs: Sequence[OrderedPair],
-    settings: MessageSettings,
+    config: PreferenceConfig,
+    cache: ReferenceCache,
     *,
-    optim: OptimSettings,
     run: Run,
     tokenizer: Any,
 ) -> Task:
     """Score every token, choose those that count, and ask the reference."""
-    rows = [one.row for one in pairs]
-    budget = optim.micro_tokens
+    rows, settings = [one.row for one in pairs], config.messages
+    assert settings is not None
     scores = message_scores(
         settings,
         rows,
         run.scratch / "scores.safetensors",
         tokenizer=tokenizer,
-        tokens_per_batch=budget,
-        device=optim.device,
+        tokens_per_batch=config.optim.micro_tokens,
+        device=config.optim.device,
     )
     kept = kept_tokens(scores, rows, settings, (True, False))
     run.notes |= {"response_tokens": sum(map(len, kept)), "kept_tokens": int(torch.cat(kept).sum())}
-    path = run.scratch / "reference.safetensors"
-    reference = reference_tokens(losses.policy, rows, path, tokens_per_batch=budget, bf16=optim.bf16)
-    return message_task(losses, pairs, reference, kept)
+    return message_task(losses, pairs, cache.logps(losses.policy, rows, each_token=True), kept)
 
 
 def _margin_rewards(
@@ -269,7 +264,7 @@ def _margin_rewards(
     if config.margin is None:
         return None
     if config.margin.scorer is not None:
-        texts = [Ordered(one.prompt, one.texts) for one in pairs]
+        texts = [Answered(one.prompt, one.texts) for one in pairs]
         return scorer_margins(config.margin, texts, config.optim.device)
     return policy_margins(
         config.margin,
