@@ -7,8 +7,8 @@ Each client posts one answer to `/v1/guard`, waits for the verdict, and posts th
 this process over the loopback, so its share of the machine's processors is stated; the server, a process of
 its own, has what is left. The batch throughput is that of `Guard.read` on the same rows, measured before and
 after in this process while the server is idle. Above saturation, with a short queue, every request must get
-an answer, 200 or 429 with Retry-After, and every verdict must be that of the batch: in float32 to 1e-5, in
-fewer bits but for rounding, which depends on who shares a batch, so that the largest difference is told.
+an answer, 200 or 429 with Retry-After, and every verdict must be that of the batch. Probabilities may differ
+by rounding, which depends on who shares a batch: by 1e-5 at most in float32; the largest difference is told.
 """
 
 import asyncio
@@ -149,7 +149,7 @@ def flood(found: Load, expected: Judged) -> dict[str, Any]:
         "lost": sum(count for status, count in statuses.items() if status not in (200, 429)),
         "refused_without_retry_after": sum(not reply.has_retry_after for reply in refused),
         "flipped": int(sum(reply.is_flagged != expected.flagged[reply.row] for reply in judged)),
-        "largest_difference": round(float(max(away)), 6),
+        "largest_difference": round(float(max(away, default=0.0)), 6),
         "rows_per_second": round(len(judged) / found.seconds, 1),
         "generator_cpu_share": round(found.generator_share, 3),
     }

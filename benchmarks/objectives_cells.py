@@ -108,6 +108,7 @@ def policies(settings: Settings, seed: int, multipliers: Mapping[str, float]) ->
 
     def on_pairs(objective: str, label: str = "safer", **more: Any) -> dict[str, Any]:
         given = {"pairs": [PAIRS], "objective": objective, "preference": label, **learned, **more}
+        given["keep_reference"] = False  # or the minutes of a cell would depend on which came before
         return {"run": "train.preference", "with": given}
 
     def merged(*models: str) -> dict[str, Any]:

@@ -110,7 +110,7 @@ def test_a_policy_decides_over_one_text(call: Call, models: Path, tmp_path: Path
     mine.write_text("{name: mine, unsafe: 0.99, review: [0.9, 0.99]}")
     words = ["moderate", SECRET, "--guard", models / "strict", "--policy"]
     first, second = call(*words, mine).stdout.splitlines()
-    assert first == "prompt: safe (P(unsafe) 0.953)"
+    assert first == "prompt: for review (P(unsafe) 0.953)"
     assert second == "  the policy is not sure: a person should look"
     found = json.loads(call(*words, mine, "--json").stdout)
     assert (found["policy"], found["is_safe"], found["review"]) == ("mine", True, True)

@@ -148,6 +148,10 @@ def test_what_is_no_earlier_round_is_named(tmp_path: Path) -> None:
     told = {"before": tmp_path / "first.jsonl", "scored": empty}
     with pytest.raises(DataError, match=r"empty.jsonl: no row has a response; expected rows of `score`"):
         produce(tmp_path / "out.jsonl", ONE_SHOT, OneShotConfig(scored=scored, ascend=told))
+    nameless = write(tmp_path / "nameless.jsonl", [{"prompt": "q", "response": "a", "reward": 0, "cost": 1}])
+    told = {"before": tmp_path / "first.jsonl", "scored": nameless}
+    with pytest.raises(DataError, match=r"nameless.jsonl:1: id: "):
+        produce(tmp_path / "out.jsonl", ONE_SHOT, OneShotConfig(scored=scored, ascend=told))
     with pytest.raises(ValueError, match="multiplier: got one and ascend; expected one of them"):
         OneShotConfig(scored=scored, multiplier=1.0, ascend=told)
 

@@ -83,6 +83,27 @@ def test_score_writes_them_beside_the_rows(tmp_path: Path, policies: dict[str, s
     assert notes["rows"] == 3
 
 
+def test_a_response_beyond_what_a_policy_takes_is_a_bad_row(tmp_path: Path, policies: dict[str, str]) -> None:
+    lines = [
+        {"id": "a", "prompt": "hi", "response": "water " * 300},
+        {"id": "b", "prompt": "hi", "response": "no"},
+    ]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    config = ScoreConfig(file=tmp_path / "in.jsonl", policies=PolicySettings(**policies), device="cpu")
+    notes = produce(tmp_path / "out.jsonl", SCORE, config).manifest.notes
+    long, _ = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert "expected at most the 256 that policies.reference takes" in long["error"]
+    assert (notes["rows"], notes["errors"]) == (1, 1)
+
+
+def test_policies_that_lie_in_16_bits_compute_in_32(tmp_path: Path, policies: dict[str, str]) -> None:
+    half = AutoModelForCausalLM.from_pretrained(policies["safe"], dtype=torch.bfloat16)
+    half.save_pretrained(tmp_path / "half")
+    AutoTokenizer.from_pretrained(policies["safe"]).save_pretrained(tmp_path / "half")
+    scorer = ImplicitScorer(PolicySettings(**(policies | {"safe": str(tmp_path / "half")})), device="cpu")
+    assert {backbone.model.dtype for backbone in scorer.models.values()} == {torch.float32}
+
+
 def test_a_policy_with_another_tokenizer_is_named(tmp_path: Path, policies: dict[str, str]) -> None:
     other = tmp_path / "other"
     AutoModelForCausalLM.from_pretrained(policies["safe"]).save_pretrained(other)

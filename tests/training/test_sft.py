@@ -187,6 +187,16 @@ def test_good_messages_alone_are_imitated(tmp_path: Path, tiny_llama: Path, has_
     assert outcome.manifest.notes["kept_tokens"] == int(kept.sum())
 
 
+def test_the_best_of_n_and_an_early_stop_go_together(
+    tmp_path: Path, tiny_llama: Path, tiny_encoder: Path
+) -> None:
+    folder = scorer(tmp_path, tiny_encoder, "pooled", "reward", "cost")
+    rows = [exchange(number, answer) for number in range(12) for answer in ANSWERS]
+    optim = {"stop_after": 4, "epochs": 3}
+    outcome = train(tmp_path, rows, tiny_llama, best_of={"scorer": folder}, optim=optim)
+    assert outcome.manifest.notes["rows"] == 12
+
+
 def test_a_scorer_without_a_head_that_counts_is_refused(
     tmp_path: Path, tiny_llama: Path, tiny_encoder: Path
 ) -> None:

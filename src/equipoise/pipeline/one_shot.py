@@ -209,7 +209,8 @@ def cost_of(path: Path) -> float:
     costs: dict[str, list[float]] = {}
     for row in read_rows(path):
         if row.values.get("error") is None:
-            costs.setdefault(str(row.values.get("id")), []).append(_scored(row).cost)
+            prompt = parse_record(_only_prompt(row), Prompt)
+            costs.setdefault(prompt.id, []).append(_scored(row).cost)
     if not costs:
         raise DataError(f"{path}: no row has a response; expected rows of `score`")
     return fmean(map(fmean, costs.values()))

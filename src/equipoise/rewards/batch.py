@@ -26,7 +26,8 @@ class ScoreConfig(Config):
     """Rows at a time."""
     device: Device = "auto"
     dtype: DType = "auto"
-    """Number format of the trunk; auto is bfloat16 on a GPU that computes in it, about 1e-3 from float32."""
+    """Number format of the trunk; auto is bfloat16 on a GPU that computes in it, about 1e-3 from float32, and
+    float32 where policies score."""
 
     @model_validator(mode="after")
     def _one_source(self) -> "ScoreConfig":
@@ -41,7 +42,10 @@ def score_file(config: ScoreConfig, run: Run) -> None:
     scorer = _load(config)
 
     def parse(row: Row) -> Exchange:
-        return Exchange(id=str(row["id"]), prompt=conversation(row), response=text(row, "response"))
+        found = Exchange(id=str(row["id"]), prompt=conversation(row), response=text(row, "response"))
+        if isinstance(scorer, ImplicitScorer):
+            scorer.require(found)
+        return found
 
     def compute(exchanges: Sequence[Exchange]) -> list[Row]:
         return [_row(found) for found in scorer(exchanges)]

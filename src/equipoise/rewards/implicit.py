@@ -12,8 +12,8 @@ from pydantic import Field
 from torch import Tensor
 
 from equipoise.config import Config, ModelRef
-from equipoise.errors import ModelError
-from equipoise.models.backbone import Backbone, load_causal
+from equipoise.errors import DataError, ModelError
+from equipoise.models.backbone import Backbone, load_causal, positions_of
 from equipoise.models.chat import chat_ids, encode_response
 from equipoise.models.layout import Row, response_logps, token_budget_batches
 from equipoise.objectives.multi_objective import implicit_rewards
@@ -40,7 +40,8 @@ class ImplicitScorer:
     """Calling it gives the implicit reward and cost of each response; three models are in memory.
 
     A score is known up to a constant of its prompt: it compares responses to one prompt, and a cost of 0 is
-    no border of what is unsafe.
+    no border of what is unsafe. The models compute in 32 bits unless told otherwise: a score is a small
+    difference of two large numbers.
     """
 
     def __init__(self, settings: PolicySettings, device: str = "auto", dtype: str = "auto") -> None:
@@ -50,25 +51,33 @@ class ImplicitScorer:
             ModelError: They do not have the same tokenizer.
         """
         self.beta = settings.beta
+        number = "float32" if dtype == "auto" else dtype
         refs = {name: getattr(settings, name) for name in ("reference", "helpful", "safe")}
         self.models = {
-            name: load_causal(ref, dtype=dtype, device=device, merge=True) for name, ref in refs.items()
+            name: load_causal(ref, dtype=number, device=device, merge=True) for name, ref in refs.items()
         }
         first = self.models["reference"].tokenizer
         for name, backbone in self.models.items():
             if backbone.tokenizer.get_vocab() != first.get_vocab():
                 raise ModelError(f"policies.{name}: {refs[name]}: has another tokenizer than the reference")
 
+    def require(self, exchange: Exchange) -> None:
+        """Raise DataError where a prompt and its response are longer than what a model takes."""
+        row = self._row(exchange)
+        for name, backbone in self.models.items():
+            most = positions_of(backbone.model)
+            if most is not None and row.length > most:
+                raise DataError(
+                    f"response: has {row.length} tokens with its prompt; expected at most the {most} that"
+                    f" policies.{name} takes"
+                )
+
     @torch.no_grad()
     def __call__(self, exchanges: Sequence[Exchange]) -> list[RewardCost]:
         """Score each response in the context of its prompt."""
         if not exchanges:
             return []
-        tokenizer = self.models["reference"].tokenizer
-        rows = [
-            Row(chat_ids(tokenizer, messages_of(e.prompt)), [encode_response(tokenizer, e.response)])
-            for e in exchanges
-        ]
+        rows = [self._row(exchange) for exchange in exchanges]
         reference, helpful, safe = (_logps(backbone, rows, name) for name, backbone in self.models.items())
         rewards, safety = (implicit_rewards(own, reference, beta=self.beta) for own in (helpful, safe))
         if not all(torch.isfinite(part).all() for part in (rewards, safety)):
@@ -77,6 +86,11 @@ class ImplicitScorer:
             RewardCost(Score(reward, "higher_is_better"), Score(-safe, "higher_is_worse"))
             for reward, safe in zip(rewards.tolist(), safety.tolist(), strict=True)
         ]
+
+    def _row(self, exchange: Exchange) -> Row:
+        tokenizer = self.models["reference"].tokenizer
+        prompt = chat_ids(tokenizer, messages_of(exchange.prompt))
+        return Row(prompt, [encode_response(tokenizer, exchange.response)])
 
 
 def _logps(backbone: Backbone, rows: Sequence[Row], name: str) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, NamedTuple
 
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 
 from equipoise.config import InputPath, IsAside, ModelRef, bind
 from equipoise.data.io import read_records
@@ -134,32 +134,39 @@ def train_preference(
         ordered, left_out = order_pairs(backbone.tokenizer, pairs, config, optim.seed)
     rows = [one.row for one in labelled or ordered]
     _check_left(rows, left_out)
-    check_positions(f"max_tokens: {config.max_tokens}", backbone.model, [*rows, *borrowed])
+    every = [*rows, *borrowed]
+    check_positions(f"max_tokens: {config.max_tokens}", backbone.model, every)
     _check_severity(ordered, config)
-    cache = ReferenceCache(
-        shared_folder() if config.keep_reference else run.scratch,
-        backbone.model,
-        tokens_per_batch=optim.micro_tokens,
-        bf16=optim.bf16,
-        top_layers=top,
-    )
+    free = config.objective in REFERENCE_FREE and loss is None
+    cache = None if free else _cache(config, run, backbone.model, every)
     policy = prepare(backbone, config.tune, config.lora, optim.seed, top_layers=top)
-    with frozen_below(policy, [*rows, *borrowed], top, optim, run.scratch) as below:
+    with frozen_below(policy, every, top, optim, run.scratch) as below:
         beta = _logged_beta(config)
-        if single:
+        if cache is not None and single:
             task = _single_task(UnpairedLosses(policy, objective, beta), labelled, borrowed, cache, run)
-        elif config.messages is not None and loss is None:
+        elif cache is not None and config.messages is not None and loss is None:
             losses = MessageLosses(policy, objective, beta)
             task = _message_task(losses, ordered, config, cache, run=run, tokenizer=backbone.tokenizer)
         else:
-            free = config.objective in REFERENCE_FREE and loss is None
-            paired = PreferenceLosses(policy, objective, beta, has_reference=not free)
+            paired = PreferenceLosses(policy, objective, beta, has_reference=cache is not None)
             task = _pair_task(paired, ordered, config, cache, run=run, tokenizer=backbone.tokenizer)
         say_work(task.lengths, optim)
         fit(task._replace(beside=below), optim, run, label=f"training policy ({config.objective})")
     save_policy(backbone, policy, run.out)
     run.notes |= {"rows": len(rows), "left_out": dict(left_out), "tokens": sum(r.length for r in rows)}
     model_card(run, "Policy", config.model, f"aligned by {config.objective} on {len(rows)} pairs")
+
+
+def _cache(config: PreferenceConfig, run: Run, model: nn.Module, rows: Sequence[Row]) -> ReferenceCache:
+    optim = config.optim
+    return ReferenceCache(
+        shared_folder() if config.keep_reference else run.scratch,
+        model,
+        tokens_per_batch=optim.micro_tokens,
+        bf16=optim.bf16,
+        top_layers=config.top_layers if config.tune == "top" else 0,
+        below=rows,
+    )
 
 
 def _label(
@@ -192,13 +199,13 @@ def _pair_task(
     losses: PreferenceLosses,
     pairs: Sequence[OrderedPair],
     config: PreferenceConfig,
-    cache: ReferenceCache,
+    cache: ReferenceCache | None,
     *,
     run: Run,
     tokenizer: Any,
 ) -> Task:
     logps: Sequence[Tensor] = (torch.zeros(2),) * len(pairs)
-    if losses.has_reference:
+    if cache is not None:
         logps = cache.logps(losses.policy, [one.row for one in pairs])
     return pair_task(losses, pairs, logps, _margin_rewards(config, pairs, logps, run, tokenizer))
 
@@ -289,4 +296,4 @@ def _check_severity(pairs: Sequence[OrderedPair], config: PreferenceConfig) -> N
         raise no_severity("objective_params.severity_margin")
 
 
-TRAIN_PREFERENCE = Step("train.preference", 3, train_preference, config=PreferenceConfig)
+TRAIN_PREFERENCE = Step("train.preference", 4, train_preference, config=PreferenceConfig)

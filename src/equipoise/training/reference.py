@@ -1,25 +1,30 @@
 """Log-probabilities of the reference: the model as it was loaded, asked once before the first step.
 
-They are kept in the cache under a name made of all that decides them, so that another objective, another
-value of a knob or another seed on the same pairs does not ask again.
+They are kept in the cache under a name made of all that decides them, so that another value of a knob,
+another objective or another seed on the same rows does not ask again.
 """
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import transformers
 from torch import Tensor, nn
 
-from equipoise.errors import ConfigError
+from equipoise.errors import ConfigError, ModelError
+from equipoise.machine import processor
 from equipoise.models.builtin import cache_folder
 from equipoise.models.checkpoints import load_tensors, save_tensors
 from equipoise.models.layout import Row, response_logps, token_budget_batches
-from equipoise.progress import track
+from equipoise.progress import say, track
+
+_VERSION = 1
+"""Rises when the same rows under the same weights would get other numbers."""
 
 
 def shared_folder() -> Path:
@@ -40,7 +45,14 @@ class ReferenceCache:
     """Where the log-probabilities of one model on one machine are kept."""
 
     def __init__(
-        self, folder: Path, model: nn.Module, *, tokens_per_batch: int, bf16: bool, top_layers: int = 0
+        self,
+        folder: Path,
+        model: nn.Module,
+        *,
+        tokens_per_batch: int,
+        bf16: bool,
+        top_layers: int = 0,
+        below: Sequence[Row] = (),
     ) -> None:
         """Take the content of the model's weights, and how it will be asked.
 
@@ -50,9 +62,12 @@ class ReferenceCache:
             tokens_per_batch: Which rows keep each other company, and with it the last bits.
             bf16: Whether it is asked in bfloat16 autocast.
             top_layers: How many layers are run on what the others made before, 0 for all.
+            below: The rows that the others are run on, in their order, where `top_layers` is not 0.
         """
         self.folder, self.tokens_per_batch, self.bf16 = folder, tokens_per_batch, bf16
-        self.asked = [hash_weights(model), top_layers, _machine(next(model.parameters()).device)]
+        machine = _machine(next(model.parameters()).device)
+        self.asked = [_VERSION, hash_weights(model), machine, tokens_per_batch, bf16]
+        self.asked += [top_layers, _hash(map(json.dumps, below if top_layers else ()))]
 
     def logps(self, policy: nn.Module, rows: Sequence[Row], *, each_token: bool = False) -> list[Tensor]:
         """Log-probabilities of the responses of each row, see `reference_logps`.
@@ -61,11 +76,11 @@ class ReferenceCache:
         """
         order = sorted(range(len(rows)), key=lambda i: rows[i])
         asked = [rows[i] for i in order]
-        told = json.dumps([self.asked, self.tokens_per_batch, self.bf16, each_token, asked])
+        name = _hash([json.dumps([*self.asked, each_token]), *map(json.dumps, asked)])
         found = reference_logps(
             policy,
             asked,
-            self.folder / f"{hashlib.sha256(told.encode()).hexdigest()[:32]}.safetensors",
+            self.folder / f"{name}.safetensors",
             tokens_per_batch=self.tokens_per_batch,
             bf16=self.bf16,
             each_token=each_token,
@@ -88,12 +103,23 @@ def hash_weights(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def _hash(parts: Iterable[str]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.encode() + b"\n")
+    return digest.hexdigest()[:32]
+
+
 def _machine(device: torch.device) -> list[str | int]:
     """What else decides the last bits of a number."""
-    versions: list[str | int] = [torch.__version__, transformers.__version__]
+    told: list[str | int] = [
+        torch.__version__,
+        transformers.__version__,
+        torch.get_float32_matmul_precision(),
+    ]
     if device.type == "cuda":
-        return [*versions, torch.cuda.get_device_name(device)]
-    return [*versions, device.type, torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()]
+        return [*told, torch.cuda.get_device_name(device)]
+    return [*told, device.type, processor(), torch.get_num_threads()]
 
 
 def reference_logps(
@@ -110,10 +136,14 @@ def reference_logps(
     Every row is computed with the same company and dropout off, so nothing depends on the plan of the
     training. `bf16` computes in bfloat16 autocast, as a training with it does: before the first step policy
     and reference then differ by no more than rounding in another company. `each_token` gives one number for
-    each token of the responses, one response behind the other.
+    each token of the responses, one response behind the other. What cannot be kept in `path` is told, and
+    the numbers are returned all the same.
     """
     counts = [sum(map(len, row.responses)) if each_token else len(row.responses) for row in rows]
-    if not path.exists():
+    known = _read(path, sum(counts))
+    if not _in_all_processes(known is not None):  # none waits for what another computes
+        known = None
+    if known is None:
         out: list[Tensor] = [torch.empty(0)] * len(rows)
         policy.eval()
         device = next(policy.parameters()).device.type
@@ -124,5 +154,35 @@ def reference_logps(
                 values = (found.tokens if each_token else found.sums).float().cpu()
                 for i, own in zip(group, torch.split(values, [counts[i] for i in group]), strict=True):
                     out[i] = own
-        save_tensors(path, {"logps": torch.cat(out)})
-    return torch.split(load_tensors(path)["logps"], counts)
+        known = torch.cat(out)
+        _keep(path, known)
+    return torch.split(known, counts)
+
+
+def _read(path: Path, count: int) -> Tensor | None:
+    """Return `count` numbers that are kept; None where there are none, or where they are broken."""
+    if not path.exists():
+        return None
+    try:
+        found = load_tensors(path).get("logps")
+    except ModelError:
+        found = None
+    if found is None or found.shape != (count,):
+        say(f"{path}: broken, so the reference is asked again")
+        return None
+    return found.clone()  # or it would hang on a file that may go
+
+
+def _keep(path: Path, logps: Tensor) -> None:
+    try:
+        save_tensors(path, {"logps": logps})
+    except OSError as exc:
+        say(f"{path}: {exc.strerror}, so what the reference says is not kept")
+
+
+def _in_all_processes(here: bool) -> bool:
+    if not dist.is_initialized():
+        return here
+    found = [False] * dist.get_world_size()
+    dist.all_gather_object(found, here)
+    return all(found)

@@ -82,7 +82,7 @@ def train_sft(config: SftConfig, run: Run) -> None:
     check_positions(f"max_tokens: {config.max_tokens}", backbone.model, rows)
     masks = _masks(config, rows, run, backbone.tokenizer)
     if config.best_of is not None:
-        path = run.scratch / "best.safetensors"
+        path = run.scratch / "best-of.safetensors"
         best = best_responses(config.best_of, kept, path, device=config.optim.device)
         left_out["that are not the best of their prompt"] = len(rows) - len(best)
         rows, masks = [rows[i] for i in best], [masks[i] for i in best if masks]

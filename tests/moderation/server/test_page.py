@@ -35,6 +35,7 @@ def test_a_person_sees_verdict_bars_and_policies(serve: Any, tmp_path: Path) -> 
     policies = (
         Policy(name="strict", unsafe=0.001, about="Flags nearly all."),
         Policy(name="usual", unsafe=0.5, review=(0.9, 1.0)),
+        Policy(name="unsure", unsafe=1.0, review=(0.0, 1.0)),
         Policy(name="quiet", unsafe=1.0, shadow=True),
     )
     server = serve(policies=policies, keys=("k",))
@@ -42,10 +43,11 @@ def test_a_person_sees_verdict_bars_and_policies(serve: Any, tmp_path: Path) -> 
         {"prompt": "take a coat"},
         {"prompt": MARKUP, "policy": "usual"},
         {"prompt": "the harm", "response": "a warm coat", "policy": "usual"},
+        {"prompt": "take a coat", "policy": "unsure"},
     ]
     picture = tmp_path / "page.png"
     seen = drive({"url": server.url, "key": "k", "steps": steps, "picture": str(picture)})
-    strict, unsafe, answer = seen["steps"]
+    strict, unsafe, answer, unsure = seen["steps"]
     assert strict["badge"].startswith("Unsafe, ")
     assert unsafe["badge"] == "Unsafe, moderate"
     assert "a person should look" in unsafe["notes"]
@@ -56,6 +58,7 @@ def test_a_person_sees_verdict_bars_and_policies(serve: Any, tmp_path: Path) -> 
     assert (unsafe["is_veiled"], unsafe["is_open"]) == (True, False)
     assert answer["badge"] == "Safe"
     assert (answer["is_veiled"], answer["is_open"]) == (False, False)
+    assert (unsure["badge"], unsure["flagged"], unsure["is_veiled"]) == ("For review", [], True)
     assert seen["hosts"] == [server.url.removeprefix("http://")]
     assert picture.stat().st_size > 20_000
 
