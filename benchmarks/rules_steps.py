@@ -124,4 +124,4 @@ def grade_held_back(config: GradeConfig, run: Run) -> None:
 
 
 FEATURES = Step("benchmark.rules.features", 3, compute_features, config=FeaturesConfig)
-GRADE = Step("benchmark.rules.grade", 4, grade_held_back, config=GradeConfig)
+GRADE = Step("benchmark.rules.grade", 5, grade_held_back, config=GradeConfig)

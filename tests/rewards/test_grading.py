@@ -1,5 +1,6 @@
 """Trained graders: thresholds, heads that find planted propositions, and the same numbers after a save."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -100,7 +101,7 @@ def test_a_yes_begins_half_way_to_where_f1_was_best(monkeypatch: pytest.MonkeyPa
     assert (found[0].weight == found[1].weight).all()
 
 
-def test_the_three_heads_vary_alike_and_count_by_how_far_they_are_above_chance() -> None:
+def test_the_three_heads_vary_alike() -> None:
     inputs, labels = data()
     yes = labels[:, 1] == 1
     rows = [inputs.joined[:, columns] for columns in inputs.views]
@@ -108,10 +109,43 @@ def test_the_three_heads_vary_alike_and_count_by_how_far_they_are_above_chance()
         (view @ head.weight).std() for view, head in zip(rows, grading._fit_three(rows, yes), strict=True)
     ]
     assert spreads == pytest.approx([spreads[0]] * 3)
-    logits = np.array([[0.0, 1.0, 2.0, 3.0], [3.0, 2.0, 1.0, 0.0], [0.0, 2.0, 1.0, 3.0]])
-    truth = np.array([False, False, True, True])  # AUROC 1, 0 and 3 of 4
-    assert grading._shares(logits, truth) == pytest.approx([2 / 3, 0, 1 / 3])
-    assert grading._shares(-logits[:1], truth) == pytest.approx([1.0])  # none above chance: alike
+
+
+def noisy(*errors: float, count: int = 400) -> tuple[np.ndarray, np.ndarray]:
+    """Log-odds of heads that err by so much, and the truth, which is seldom yes."""
+    rng = np.random.default_rng(1)
+    truth = np.arange(count) % 5 == 0
+    return np.stack([np.where(truth, 1.0, -1.0) + rng.normal(0, error, count) for error in errors]), truth
+
+
+def test_heads_count_by_what_they_add_to_the_others() -> None:
+    logits, truth = noisy(1.0, 8.0, 1.0)
+    shares = grading._shares(logits, truth)
+    assert shares.sum() == pytest.approx(1.0)
+    assert shares[1] < 0.1
+    assert min(shares[0], shares[2]) > 0.4
+    assert grading._shares(logits[[0, 0, 0]], truth) == pytest.approx([1 / 3] * 3, abs=1e-3)
+    silent = np.stack([logits[0], np.full_like(logits[0], 2.0)])
+    assert grading._shares(silent, truth).tolist() == [1.0, 0.0]
+    assert grading._shares(np.zeros((2, 4)), truth[:4]).tolist() == [0.5, 0.5]
+
+
+def test_shares_are_those_of_the_least_loss_on_a_grid() -> None:
+    logits, truth = noisy(1.0, 2.0, count=60)
+    weigh = [0.5 / truth.mean() if yes else 0.5 / (1 - truth.mean()) for yes in truth]
+
+    def loss(first: float, second: float, bias: float) -> float:
+        fit = 0.0
+        for x, y, yes, weight in zip(*logits.tolist(), truth, weigh, strict=True):
+            z = first * x + second * y + bias
+            fit += weight * math.log1p(math.exp(-z if yes else z)) / len(truth)
+        return fit + 0.01 * (math.log(2 * first) ** 2 + math.log(2 * second) ** 2)
+
+    steps = [math.exp(k / 10) for k in range(-25, 16)]
+    _, first, second = min(
+        (loss(a, b, bias), a, b) for a in steps for b in steps for bias in (-0.4, -0.2, 0.0, 0.2, 0.4)
+    )
+    assert grading._shares(logits, truth)[0] == pytest.approx(first / (first + second), abs=0.03)
 
 
 def test_answers_that_are_equal_or_to_one_prompt_are_not_on_two_sides() -> None:

@@ -9,6 +9,7 @@ on few answers.
 Shapes: N answers, P propositions, F features of a text, W words.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.optimize import minimize
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from sklearn.linear_model import LogisticRegression
@@ -28,7 +30,7 @@ from equipoise.models.checkpoints import load_tensors, require_all, save_tensors
 from equipoise.records import Exchange, text_of
 from equipoise.rewards.answer_features import Features, Floats, Inputs, Reader, Scale, tfidf
 from equipoise.rewards.rules import Grades
-from equipoise.stats import auroc, f1
+from equipoise.stats import f1
 
 FEWEST = 8
 """Answers of which a proposition must be true, and false, for a head to be trained."""
@@ -38,6 +40,8 @@ _CONSTANT = 1e-9
 _STRENGTH = 10.0
 """Inverse weight of the squared weights."""
 _NEARLY = 0.98
+_NEAR_EQUAL = 0.01
+"""Weight of the squared logarithm of what a head counts for more than another."""
 _FILE = "weights.safetensors"
 _TENSORS = ("weight", "bias", "trained", "scale.mean", "scale.std", "words.idf", "words.terms")
 
@@ -177,9 +181,27 @@ def _held_back_logits(
 
 
 def _shares(logits: Floats, yes: NDArray[np.bool_]) -> Floats:
-    """What each of three heads counts for, by how far its AUROC is above chance; 1 in sum."""
-    above = np.array([max(auroc(row, yes) - 0.5, 0.0) for row in logits])
-    found: Floats = above / above.sum() if above.any() else np.full(len(logits), 1 / len(logits))
+    """What each of three heads counts for, [3]; 1 in sum.
+
+    They are the weights of a logistic model of the held-back log-odds [3, N], none below 0, where yes and no
+    count alike and each weight is held near an equal share. A head that says the same of all has none.
+    """
+    says = logits.std(axis=1) > 0
+    if not says.any():
+        return np.full(len(logits), 1 / len(logits))
+    rows, sign = logits[says], np.where(yes, -1.0, 1.0)
+    alike = np.where(yes, 0.5 / yes.mean(), 0.5 / (~yes).mean())
+    equal = -math.log(len(rows))
+
+    def loss(at: Floats) -> float:
+        away, bias = at[:-1], at[-1]
+        z = np.exp(equal + away) @ rows + bias
+        fit = (alike * np.logaddexp(0, sign * z)).mean()
+        return float(fit + _NEAR_EQUAL * (away**2).sum())
+
+    away = minimize(loss, np.zeros(len(rows) + 1), method="L-BFGS-B").x[:-1]
+    found = np.zeros(len(logits))
+    found[says] = np.exp(away) / np.exp(away).sum()
     return found
 
 
