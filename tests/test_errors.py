@@ -1,5 +1,7 @@
 """The tree of errors: what is a user's mistake, and what its message says."""
 
+import errno
+
 import pytest
 
 from equipoise import errors
@@ -38,3 +40,25 @@ def test_near_suggests_only_what_is_close(name: str, expected: str) -> None:
 def test_near_takes_any_iterable_and_an_empty_one() -> None:
     assert errors.near("a", iter(["ab"])) == " (did you mean 'ab'?)"
     assert errors.near("a", []) == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "number"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "here"), errno.ENOSPC),
+        (OSError(errno.ENOENT, "No such file or directory", "here"), None),
+        (
+            Exception("Error while serializing: No space left on device (os error 28)"),
+            errno.ENOSPC,
+        ),
+        (Exception("No such file or directory (os error 2)"), None),
+        (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"), errno.EIO),
+        (RuntimeError("shapes do not fit"), None),
+        (ValueError("inline_container"), None),
+    ],
+)
+def test_errors_of_the_disk_are_known_whoever_raises_them(error: Exception, number: int | None) -> None:
+    found = errors.disk_error(error)
+    assert (None if found is None else found.errno) == number
+    if isinstance(error, OSError) and found is not None:
+        assert found is error

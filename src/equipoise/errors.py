@@ -14,7 +14,12 @@ Anything else that is raised is a bug of ours and keeps its traceback.
 """
 
 import difflib
+import errno
+import os
+import re
 from collections.abc import Iterable
+
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 
 class EquipoiseError(Exception):
@@ -51,6 +56,25 @@ class GateFailedError(Exception):
 
 class RunStoppedError(Exception):
     """The run cannot go on (NaN, disk full, endpoint dead); exit code 3, the same command resumes it."""
+
+
+def disk_error(error: BaseException) -> OSError | None:
+    """Return the error of a full or broken disk that an exception stands for; None of any other.
+
+    What writes weights raises errors of its own there: safetensors and tokenizers tell the system's number,
+    torch does not.
+
+    >>> disk_error(Exception("No space left on device (os error 28)"))
+    OSError(28, 'No space left on device')
+    """
+    if isinstance(error, OSError):
+        return error if error.errno in _DISK else None
+    if told := re.search(r"\(os error (\d+)\)", str(error)):
+        number = int(told[1])
+        return OSError(number, os.strerror(number)) if number in _DISK else None
+    if isinstance(error, RuntimeError) and "inline_container" in str(error):
+        return OSError(errno.EIO, "full, or broken")
+    return None
 
 
 def near(name: str, known: Iterable[str]) -> str:

@@ -1,11 +1,15 @@
 """`equipoise train ...` as a user types it, on tiny models."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from typer.testing import Result
 
 from equipoise.config import read_yaml
@@ -172,3 +176,29 @@ def test_a_mixture_is_trained_on_pairs(call: Call, data: Path, tiny_encoder: Pat
     found = json.loads(call(*words, *(w for s in sets for w in ("--set", s)), "--json").stdout)
     assert found["out"] == str(tmp_path / "out")
     assert (tmp_path / "out" / "card.md").is_file()
+
+
+@pytest.mark.parametrize("limit", [60_000, 200_000], ids=["safetensors", "the state of the optimiser"])
+def test_a_full_disk_is_one_line_and_costs_nothing(
+    data: Path, tiny_llama: Path, tmp_path: Path, limit: int
+) -> None:
+    def train(place: str, most: int | None = None) -> subprocess.CompletedProcess[str]:
+        words = ["train", "sft", "--data", data / "e.jsonl", "--out", tmp_path / place]
+        settings = [f"model={tiny_llama}", "tune=full", "optim.device=cpu", "optim.checkpoint_every=1"]
+        sets = [part for setting in (*settings, "optim.batch_size=1") for part in ("--set", setting)]
+        limit_it = (
+            "" if most is None else f"import resource as r; r.setrlimit(r.RLIMIT_FSIZE, ({most}, {most})); "
+        )
+        script = limit_it + "from equipoise.cli.main import main; main()"
+        command = [sys.executable, "-c", script, *map(str, words), *sets]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    full = train("out", limit)
+    assert full.returncode == 3, full.stderr
+    assert full.stderr.splitlines()[-1].startswith("stopped: disk: ")
+    assert full.stderr.splitlines()[-1].endswith("; the same command resumes")
+    assert "Traceback" not in full.stderr
+    for place in ("out", "whole"):
+        assert train(place).returncode == 0
+    ours, theirs = (load_file(tmp_path / place / "model.safetensors") for place in ("out", "whole"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

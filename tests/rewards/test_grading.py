@@ -23,6 +23,7 @@ from equipoise.rewards.grading import (
     fit_heads,
     load_grader,
 )
+from equipoise.stats import auroc
 
 
 @pytest.mark.parametrize(
@@ -125,6 +126,13 @@ def test_heads_count_by_what_they_add_to_the_others() -> None:
     assert shares[1] < 0.1
     assert min(shares[0], shares[2]) > 0.4
     assert grading._shares(logits[[0, 0, 0]], truth) == pytest.approx([1 / 3] * 3, abs=1e-3)
+    # one repeats the first and errs more; the other tells less than it, but nothing that the first says
+    rng = np.random.default_rng(2)
+    repeats = logits[0] + rng.normal(0, 1.0, len(truth))
+    alone = np.where(truth, 1.0, -1.0) + rng.normal(0, math.sqrt(2), len(truth))
+    assert auroc(alone, truth) < auroc(repeats, truth)
+    shares = grading._shares(np.stack([logits[0], repeats, alone]), truth)
+    assert shares[2] > 1.5 * shares[1]
     silent = np.stack([logits[0], np.full_like(logits[0], 2.0)])
     assert grading._shares(silent, truth).tolist() == [1.0, 0.0]
     assert grading._shares(np.zeros((2, 4)), truth[:4]).tolist() == [0.5, 0.5]

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from equipoise.errors import ModelError
 from equipoise.lineage import produce
+from equipoise.models.backbone import load_causal
 from equipoise.records import Exchange
+from equipoise.rewards import implicit
 from equipoise.rewards.batch import SCORE, ScoreConfig
 from equipoise.rewards.implicit import ImplicitScorer, PolicySettings
 
@@ -96,12 +99,19 @@ def test_a_response_beyond_what_a_policy_takes_is_a_bad_row(tmp_path: Path, poli
     assert (notes["rows"], notes["errors"]) == (1, 1)
 
 
-def test_policies_that_lie_in_16_bits_compute_in_32(tmp_path: Path, policies: dict[str, str]) -> None:
-    half = AutoModelForCausalLM.from_pretrained(policies["safe"], dtype=torch.bfloat16)
-    half.save_pretrained(tmp_path / "half")
-    AutoTokenizer.from_pretrained(policies["safe"]).save_pretrained(tmp_path / "half")
-    scorer = ImplicitScorer(PolicySettings(**(policies | {"safe": str(tmp_path / "half")})), device="cpu")
-    assert {backbone.model.dtype for backbone in scorer.models.values()} == {torch.float32}
+@pytest.mark.parametrize(("asked", "number"), [("auto", "float32"), ("bfloat16", "bfloat16")])
+def test_policies_compute_in_32_bits_unless_told_otherwise(
+    policies: dict[str, str], monkeypatch: pytest.MonkeyPatch, asked: str, number: str
+) -> None:
+    numbers: list[str] = []
+
+    def load(ref: str, *, dtype: str, **more: Any) -> Any:
+        numbers.append(dtype)
+        return load_causal(ref, dtype=dtype, **more)
+
+    monkeypatch.setattr(implicit, "load_causal", load)
+    ImplicitScorer(PolicySettings(**policies), device="cpu", dtype=asked)
+    assert numbers == [number] * 3
 
 
 def test_a_policy_with_another_tokenizer_is_named(tmp_path: Path, policies: dict[str, str]) -> None:

@@ -117,7 +117,7 @@ def _batch(
 def _verdict_text(found: dict[str, Any]) -> str:
     word = f"unsafe, severity {found['severity']}"
     if found["is_safe"]:
-        word = "for review" if found.get("review") else "safe"
+        word = "for review" if found.get("review") or found["truncated"] else "safe"
     lines = [f"{found['target']}: {word} (P(unsafe) {found['unsafe_probability']:.3f})"]
     lines += [f"  {name} {found['category_probabilities'][name]:.3f}" for name in found["harm_categories"]]
     if found.get("review"):

@@ -1,6 +1,5 @@
 """The `equipoise` command: a user's mistake is one line on stderr, a bug keeps its traceback."""
 
-import errno
 import sys
 from typing import Annotated
 
@@ -29,7 +28,7 @@ from equipoise.cli import (  # noqa: F401  the people and stats modules register
     train,
 )
 from equipoise.cli.usage import UsageError, explain, is_help
-from equipoise.errors import EquipoiseError, GateFailedError, RunStoppedError
+from equipoise.errors import EquipoiseError, GateFailedError, RunStoppedError, disk_error
 
 app = typer.Typer(
     help="Multi-level safety alignment of language models, helpfulness and harmlessness in balance.",
@@ -96,10 +95,10 @@ def main() -> None:
         _end(f"gate failed: {error}", PROBLEMS)
     except RunStoppedError as error:
         _end(f"stopped: {error}; the same command resumes", STOPPED)
-    except OSError as error:
-        if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EIO}:
-            _end(f"stopped: {error.filename or 'disk'}: {error.strerror}; the same command resumes", STOPPED)
-        if error.filename is None:
+    except Exception as error:
+        if full := disk_error(error):
+            _end(f"stopped: {full.filename or 'disk'}: {full.strerror}; the same command resumes", STOPPED)
+        if not isinstance(error, OSError) or error.filename is None:
             raise
         _end(f"error: {error.filename}: {error.strerror}", MISTAKE)
     if left == _INTERRUPTED:

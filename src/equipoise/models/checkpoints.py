@@ -4,10 +4,8 @@ A published folder holds `weights.safetensors` and `model.json`; the backbone it
 there, and its tuned weights, if any, lie beside it.
 """
 
-import errno
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,20 +23,9 @@ C = TypeVar("C", bound=BaseModel)
 _COMPLETE = "complete.json"
 
 
-@contextmanager
-def writing_tensors(path: Path) -> Iterator[None]:
-    """Turn what safetensors raises where a disk is full, or breaks, into the OSError that it is."""
-    try:
-        yield
-    except SafetensorError as exc:
-        if "os error" not in str(exc):
-            raise
-        raise OSError(errno.EIO, f"not written: {exc}", str(path)) from exc
-
-
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors whole or not at all."""
-    with replacing(path) as part, writing_tensors(path):
+    with replacing(path) as part:
         save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, part)
 
 

@@ -74,4 +74,4 @@ def _row(found: RewardCost) -> Row:
     return row | {"score_truncated": found.truncated}
 
 
-SCORE = Step("score", 2, score_file, writes_file=True, config=ScoreConfig)
+SCORE = Step("score", 3, score_file, writes_file=True, config=ScoreConfig)

@@ -41,7 +41,7 @@ _STRENGTH = 10.0
 """Inverse weight of the squared weights."""
 _NEARLY = 0.98
 _NEAR_EQUAL = 0.01
-"""Weight of the squared logarithm of what a head counts for more than another."""
+"""Weight of the squared logarithm of a head's weight over an equal share."""
 _FILE = "weights.safetensors"
 _TENSORS = ("weight", "bias", "trained", "scale.mean", "scale.std", "words.idf", "words.terms")
 
@@ -183,8 +183,9 @@ def _held_back_logits(
 def _shares(logits: Floats, yes: NDArray[np.bool_]) -> Floats:
     """What each of three heads counts for, [3]; 1 in sum.
 
-    They are the weights of a logistic model of the held-back log-odds [3, N], none below 0, where yes and no
-    count alike and each weight is held near an equal share. A head that says the same of all has none.
+    They are the weights of a logistic model of the held-back log-odds [3, N], where yes and no count alike:
+    each is above 0, and the logarithm of each over an equal share is held near 0. A head that says the same
+    of all has none.
     """
     says = logits.std(axis=1) > 0
     if not says.any():

@@ -12,7 +12,6 @@ from torch import nn
 from equipoise.config import Config
 from equipoise.files import usual_permissions
 from equipoise.models.backbone import Backbone, add_lora, quiet
-from equipoise.models.checkpoints import writing_tensors
 from equipoise.models.layout import Row
 from equipoise.models.top import top_names
 from equipoise.models.top_rows import top_alone
@@ -76,13 +75,11 @@ def save_policy(backbone: Backbone, policy: nn.Module, folder: Path) -> None:
     if hasattr(model, "peft_config"):
         for config in model.peft_config.values():
             config.base_model_name_or_path = backbone.model.name_or_path  # a folder's is absolute
-        with writing_tensors(
-            folder
-        ):  # embeddings are not trained, and to find that out peft would ask the hub
-            model.save_pretrained(folder, save_embedding_layers=False)
+        # embeddings are not trained, and to find that out peft would ask the hub
+        model.save_pretrained(folder, save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)  # peft's blank card; ours is card.md
     else:
         backbone.tokenizer.save_pretrained(folder)
-        with quiet(), writing_tensors(folder):
+        with quiet():
             model.save_pretrained(folder)
     usual_permissions(folder)

@@ -89,7 +89,7 @@ class PreferenceConfig(PairSettings):
     """Layers that learn where `tune` is top."""
     lora: LoraSettings = LoraSettings()
     keep_reference: Annotated[bool, IsAside()] = True
-    """Keep what the reference says in the cache, for other runs on the same pairs from the same model."""
+    """Keep what the reference says in the cache, for other runs on the same rows from the same model."""
     optim: PreferenceOptim = PreferenceOptim()
 
     @model_validator(mode="after")

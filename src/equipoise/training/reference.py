@@ -1,7 +1,7 @@
 """Log-probabilities of the reference: the model as it was loaded, asked once before the first step.
 
-They are kept in the cache under a name made of all that decides them, so that another value of a knob,
-another objective or another seed on the same rows does not ask again.
+They are kept in the cache under a name made of all that decides them, so that a training with another
+objective, another value of a knob or another seed does not ask again where it has the same rows.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ import torch.distributed as dist
 import transformers
 from torch import Tensor, nn
 
-from equipoise.errors import ConfigError, ModelError
+from equipoise.errors import ConfigError, ModelError, disk_error
 from equipoise.machine import processor
 from equipoise.models.builtin import cache_folder
 from equipoise.models.checkpoints import load_tensors, save_tensors
@@ -165,7 +165,7 @@ def _read(path: Path, count: int) -> Tensor | None:
         return None
     try:
         found = load_tensors(path).get("logps")
-    except ModelError:
+    except (ModelError, OSError):
         found = None
     if found is None or found.shape != (count,):
         say(f"{path}: broken, so the reference is asked again")
@@ -176,8 +176,11 @@ def _read(path: Path, count: int) -> Tensor | None:
 def _keep(path: Path, logps: Tensor) -> None:
     try:
         save_tensors(path, {"logps": logps})
-    except OSError as exc:
-        say(f"{path}: {exc.strerror}, so what the reference says is not kept")
+    except Exception as exc:
+        full = disk_error(exc)
+        if full is None:
+            raise
+        say(f"{path}: {full.strerror}, so what the reference says is not kept")
 
 
 def _in_all_processes(here: bool) -> bool:

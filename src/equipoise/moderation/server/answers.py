@@ -101,6 +101,7 @@ def brief(verdict: Verdict) -> dict[str, Any]:
         "unsafe_probability": round(verdict.unsafe_probability, 6),
         "severity": verdict.severity,
         "harm_categories": list(verdict.categories),
+        "review": verdict.review,
     }
 
 
