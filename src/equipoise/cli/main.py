@@ -83,7 +83,8 @@ def root(
 def main() -> None:
     """Run the command line and exit: 0 done, 1 problems found, 2 user's mistake, 3 stopped, resumable."""
     try:
-        left = app(prog_name="equipoise", standalone_mode=False)
+        with _FullDisk():
+            left = app(prog_name="equipoise", standalone_mode=False)
     except UsageError as error:
         if not is_help(error):
             _end(f"error: {explain(error)}", MISTAKE)
@@ -95,15 +96,25 @@ def main() -> None:
         _end(f"gate failed: {error}", PROBLEMS)
     except RunStoppedError as error:
         _end(f"stopped: {error}; the same command resumes", STOPPED)
-    except Exception as error:
-        if full := disk_error(error):
-            _end(f"stopped: {full.filename or 'disk'}: {full.strerror}; the same command resumes", STOPPED)
-        if not isinstance(error, OSError) or error.filename is None:
+    except OSError as error:
+        if error.filename is None:
             raise
         _end(f"error: {error.filename}: {error.strerror}", MISTAKE)
     if left == _INTERRUPTED:
         _end("stopped: interrupted; the same command resumes", STOPPED)
     sys.exit(left or DONE)
+
+
+class _FullDisk:
+    """Ends the program where a disk is full or broken, whichever library says so; all else goes on."""
+
+    def __enter__(self) -> None:
+        """Nothing is prepared."""
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Look at what went wrong."""
+        if error is not None and (full := disk_error(error)):
+            _end(f"stopped: {full.filename or 'disk'}: {full.strerror}; the same command resumes", STOPPED)
 
 
 def _end(message: str, code: int) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import transformers
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from equipoise.errors import ConfigError, ModelError, disk_error
@@ -176,7 +177,7 @@ def _read(path: Path, count: int) -> Tensor | None:
 def _keep(path: Path, logps: Tensor) -> None:
     try:
         save_tensors(path, {"logps": logps})
-    except Exception as exc:
+    except (OSError, SafetensorError) as exc:
         full = disk_error(exc)
         if full is None:
             raise
