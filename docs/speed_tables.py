@@ -20,11 +20,7 @@ PEERS = {
     ("preference", "trl best"): "TRL at its best here: the reference computed before, batches of 1",
     ("scorer", "trl"): "TRL's RewardTrainer, run twice",
 }
-OURS = {
-    "equipoise": "",
-    "equipoise top": ", upper half of the layers",
-    "equipoise bf16": ", bf16 on both sides",
-}
+TOP = "equipoise top"
 
 
 def rows_of_speed() -> list[Row]:
@@ -46,14 +42,22 @@ def times(found: dict[str, Any]) -> str:
 
 
 def trainings() -> Iterator[Row]:
-    """Data tokens per processor second, over three epochs with the reference counted once."""
+    """Data tokens per processor second, over three epochs with the reference counted once.
+
+    Both sides compute in the same number format. Where ours trains the upper half of the layers, which is
+    another training, the peer trains all weights.
+    """
     for name, texts, what in TRAININGS:
         for ours, peers in read(name).get(texts, {}).get("compared", {}).items():
             for peer, found in peers.items():
-                beside = PEERS[name, peer.removesuffix(" bf16")]
+                is_bf16, is_top = ours.endswith("bf16"), ours == TOP
+                if is_bf16 != peer.endswith("bf16"):
+                    continue
+                trained = what.replace("all weights", "upper half of the layers") if is_top else what
+                beside = PEERS[name, peer.removesuffix(" bf16")] + (", all weights" if is_top else "")
                 yield [
-                    what + OURS[ours],
-                    beside,
+                    trained + (", bf16" if is_bf16 else ""),
+                    beside + (", bf16" if is_bf16 else ""),
                     times(found["times_per_cpu_second"]),
                     f"{found['memory']['median']:.2f}",
                 ]
