@@ -7,29 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from pydantic import Field, model_validator
 
-from equipoise.config import Config, InputPath
 from equipoise.errors import ModelError
 from equipoise.models.checkpoints import load_tensors, save_tensors
 from equipoise.objectives.message_wise import best_of_n
 from equipoise.records import Exchange, text_of
-from equipoise.training.margins import Answered, load_weighed, weighed_scores
+from equipoise.training.margins import Answered, ScorerWeights, load_weighed, weighed_scores
 
 
-class BestOfSettings(Config):
-    """Which response to a prompt is the best."""
-
-    scorer: InputPath
-    """Score = reward_weight reward - cost_weight cost; the first of equals is the best."""
-    reward_weight: float = Field(default=1.0, ge=0)
-    cost_weight: float = Field(default=1.0, ge=0)
-
-    @model_validator(mode="after")
-    def _has_a_score(self) -> "BestOfSettings":
-        if not self.reward_weight and not self.cost_weight:
-            raise ValueError("best_of: reward_weight and cost_weight are 0; expected one above 0")
-        return self
+class BestOfSettings(ScorerWeights):
+    """Which response to a prompt is the best: that with the highest score, the first of equals."""
 
 
 def best_responses(

@@ -46,6 +46,20 @@ class MarginSettings(Config):
         return self
 
 
+class ScorerWeights(Config):
+    """A scorer that is asked for one number: reward_weight reward - cost_weight cost."""
+
+    scorer: InputPath
+    reward_weight: float = Field(default=1.0, ge=0)
+    cost_weight: float = Field(default=1.0, ge=0)
+
+    @model_validator(mode="after")
+    def _has_a_score(self) -> "ScorerWeights":
+        if not self.reward_weight and not self.cost_weight:
+            raise ValueError("reward_weight and cost_weight are 0; expected one above 0")
+        return self
+
+
 class Answered(NamedTuple):
     """A prompt and responses to it; of a pair, chosen and rejected."""
 

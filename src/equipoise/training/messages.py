@@ -10,11 +10,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from equipoise.config import Config, InputPath
 from equipoise.errors import ModelError
 from equipoise.models.checkpoints import load_tensors, save_tensors
 from equipoise.models.layout import Row, hidden_states, lay_out, response_logps, token_budget_batches
@@ -22,30 +21,24 @@ from equipoise.models.scorer import ScorerModel
 from equipoise.objectives.message_wise import TokenPairs, masked_pairs, message_mask, score_increments
 from equipoise.objectives.preference import implicit_accuracy, implicit_reward_margin
 from equipoise.progress import track
-from equipoise.training.margins import load_weighed
+from equipoise.training.margins import ScorerWeights, load_weighed
 from equipoise.training.pair_order import OrderedPair
 from equipoise.training.paired import PairLosses, task_on_pairs
 from equipoise.training.policy_rows import PolicyBatch
 from equipoise.training.trainer import Task
 
 
-class MessageSettings(Config):
-    """Which tokens of a response are learned from."""
+class MessageSettings(ScorerWeights):
+    """Which tokens of a response are learned from.
 
-    scorer: InputPath
-    """Of `trunk: last`, with the tokenizer of the policy. Score = reward_weight reward - cost_weight cost."""
+    The scorer has `trunk: last`, and the tokenizer of the policy.
+    """
+
     reward_weight: float = Field(default=0.0, ge=0)
-    cost_weight: float = Field(default=1.0, ge=0)
     baseline: float | None = None
     """What the score of a token is compared with; the mean over all tokens where None."""
     threshold: float = Field(default=0.3, ge=0)
     """By how much a score must be beyond the baseline to end a message, in standard deviations."""
-
-    @model_validator(mode="after")
-    def _has_a_score(self) -> "MessageSettings":
-        if not self.reward_weight and not self.cost_weight:
-            raise ValueError("messages: reward_weight and cost_weight are 0; expected one above 0")
-        return self
 
 
 def message_scores(
