@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from rules_steps import FEATURES, FEATURES_FILE, FeaturesConfig, done, written
+from rules_steps import FEATURES, FeaturesConfig, done, read_features, written
 
 from equipoise.generation.best_of import exchange_of
 from equipoise.generation.sources import Asked
 from equipoise.models.backbone import load_encoder
-from equipoise.models.checkpoints import load_tensors
 from equipoise.models.windows import TextPair
 from equipoise.moderation.guard import load_guard
 from equipoise.records import Exchange, text_of
@@ -62,7 +61,7 @@ def fit_grader(
         exchanges = written(judges.runs / f"{name}.jsonl", rows)
         config = FeaturesConfig(exchanges=exchanges, backbone=judges.encoder, layers=judges.layers)
         place, _ = done(judges.runs, FEATURES, config)
-        features.append(load_tensors(place / FEATURES_FILE)["features"])
+        features.append(read_features(place))
     answers = [row.response for row in learned]
     reader: Reader = fit_reader(features[0], answers)
     labels = np.array([rules.labels(row) for row in learned])

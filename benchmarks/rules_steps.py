@@ -18,9 +18,10 @@ from equipoise.lineage import Manifest, Run, Step, identify, produce
 from equipoise.models.backbone import load_encoder
 from equipoise.models.checkpoints import load_tensors, save_tensors
 from equipoise.records import Exchange, Record, text_of
-from equipoise.rewards.answer_features import Features, Floats, Inputs, fit_reader
+from equipoise.rewards.answer_features import AnswerFeatures, Features, Inputs, fit_reader
 from equipoise.rewards.grading import answer_groups, fit_heads
 from equipoise.rewards.rules import load_rule_set
+from equipoise.rewards.summed_odds import Floats, whole
 
 FEATURES_FILE, GRADES_FILE = "features.safetensors", "grades.npz"
 LAYERS = 6
@@ -83,7 +84,12 @@ def compute_features(config: FeaturesConfig, run: Run) -> None:
     rows = list(read_records(config.exchanges, Exchange))
     run.licences |= {row.licence for row in rows}
     found = Features(load_encoder(config.backbone), config.layers)(rows)
-    save_tensors(run.out / FEATURES_FILE, {"features": found})
+    save_tensors(run.out / FEATURES_FILE, found._asdict())
+
+
+def read_features(folder: Path) -> AnswerFeatures:
+    """Read what `compute_features` wrote."""
+    return AnswerFeatures(**load_tensors(folder / FEATURES_FILE))
 
 
 class GradeConfig(Config):
@@ -105,23 +111,23 @@ def grade_held_back(config: GradeConfig, run: Run) -> None:
     rows, rules = list(read_records(config.exchanges, Exchange)), load_rule_set("style")
     run.licences |= {row.licence for row in rows}
     labels, groups = np.array([rules.labels(row) for row in rows]), answer_groups(rows)
-    features = load_tensors(config.features / FEATURES_FILE)["features"]
     if config.fold is None:
         held = np.array([row.provenance["split"] == "test" for row in rows])
         train, test = np.flatnonzero(~held), np.flatnonzero(held)
     else:
         train, test = list(GroupKFold(config.folds).split(labels, groups=groups))[config.fold]
-    reader = fit_reader(features[train], [rows[i].response for i in train])
-    whole = reader(features, [row.response for row in rows])
+    answers = [row.response for row in rows]
+    features = read_features(config.features)
+    reader = fit_reader(features.some(train), [answers[i] for i in train])
+    everything = reader(features, answers)
 
     def grades(inputs: Inputs) -> Floats:
-        fit, rest = (Inputs(*(part[places] for part in inputs)) for places in (train, test))
-        heads, _ = fit_heads(fit, labels[train], [groups[i] for i in train])
-        return np.where(heads.trained, heads(rest), np.nan)
+        heads, _ = fit_heads(inputs.some(train), labels[train], [groups[i] for i in train])
+        return np.where(heads.trained, heads(inputs.some(test)), np.nan)
 
-    words = whole._replace(features=np.zeros((len(rows), 0)))
-    np.savez(run.out / GRADES_FILE, test=test, ours=grades(whole), theirs=grades(words))
+    words = Inputs(np.zeros((len(rows), 0)), everything.words, whole(np.zeros_like(everything.words)))
+    np.savez(run.out / GRADES_FILE, test=test, ours=grades(everything), theirs=grades(words))
 
 
-FEATURES = Step("benchmark.rules.features", 3, compute_features, config=FeaturesConfig)
-GRADE = Step("benchmark.rules.grade", 5, grade_held_back, config=GradeConfig)
+FEATURES = Step("benchmark.rules.features", 4, compute_features, config=FeaturesConfig)
+GRADE = Step("benchmark.rules.grade", 6, grade_held_back, config=GradeConfig)

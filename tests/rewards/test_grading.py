@@ -14,7 +14,14 @@ from equipoise.models.backbone import load_encoder
 from equipoise.models.checkpoints import load_tensors, save_tensors
 from equipoise.records import Exchange
 from equipoise.rewards import grading
-from equipoise.rewards.answer_features import Features, Inputs, fit_reader, scale_of, sentences
+from equipoise.rewards.answer_features import (
+    AnswerFeatures,
+    Features,
+    Inputs,
+    fit_reader,
+    scale_of,
+    sentences,
+)
 from equipoise.rewards.grading import (
     FEWEST,
     TrainedGrader,
@@ -23,6 +30,7 @@ from equipoise.rewards.grading import (
     fit_heads,
     load_grader,
 )
+from equipoise.rewards.summed_odds import Parts, whole
 from equipoise.stats import auroc
 
 
@@ -43,23 +51,44 @@ def test_a_threshold_is_half_way_where_f1_is_best(
 
 
 def data(count: int = 120, width: int = 100) -> tuple[Inputs, np.ndarray]:
-    """More inputs than rows; one proposition in the features, one in the words, a third never true."""
+    """More inputs than rows; one proposition in the features, one in the words, a third never true.
+
+    Sentences say nothing.
+    """
     rng = np.random.default_rng(0)
     x = rng.normal(0, 1, (2, count, width)) / np.sqrt(width)
     x[:, :, 0] = rng.normal(0, 1, (2, count))  # `features` of whole answers, and a word
     labels = np.stack([x[0, :, 0] > 0.5, x[1, :, 0] > 0, np.zeros(count)], axis=1).astype(float)
     labels[:10, 0] = np.nan
-    return Inputs(*x), labels
+    return Inputs(x[0], x[1], silent(count, 2 * width)), labels
 
 
-def some(inputs: Inputs, rows: slice) -> Inputs:
-    return Inputs(inputs.features[rows], inputs.words[rows])
+def silent(count: int, width: int) -> Parts:
+    """One sentence to each answer, all alike."""
+    return whole(np.zeros((count, width)))
+
+
+def in_sentences(count: int = 120, width: int = 60) -> tuple[Inputs, np.ndarray]:
+    """Answers of four sentences each, of which one is enough to make the proposition true."""
+    rng = np.random.default_rng(0)
+    rows = rng.normal(0, 1, (4 * count, width)) / np.sqrt(width)
+    told = rng.random(4 * count) < 0.13
+    rows[told, 0] += 2
+    nothing = rng.normal(0, 1, (count, width)) / np.sqrt(width)
+    labels = told.reshape(count, 4).any(1).astype(float)[:, None]
+    return Inputs(nothing[:, 30:], nothing[:, :30], Parts(rows, np.repeat(np.arange(count), 4))), labels
+
+
+def logistic(rows: np.ndarray, yes: np.ndarray) -> np.ndarray:
+    model = LogisticRegression(C=10, max_iter=5000, tol=1e-8, class_weight="balanced")
+    found: np.ndarray = model.fit(rows, yes).coef_[0]
+    return found
 
 
 def test_planted_propositions_are_found_and_one_without_labels_says_no() -> None:
     inputs, labels = data()
-    heads, scores = fit_heads(some(inputs, slice(80)), labels[:80], range(80))
-    grades = heads(some(inputs, slice(80, None)))
+    heads, scores = fit_heads(inputs.some(range(80)), labels[:80], range(80))
+    grades = heads(inputs.some(range(80, 120)))
     assert heads.trained.tolist() == [True, True, False]
     assert np.isnan(scores[2])
     assert ((grades[:, :2] > 0.5) == (labels[80:, :2] == 1)).mean() > 0.85
@@ -67,27 +96,34 @@ def test_planted_propositions_are_found_and_one_without_labels_says_no() -> None
     assert min(scores[:2]) > 0.75
 
 
-def test_a_head_is_a_mean_of_fits_on_words_alone_with_whole_answers_and_with_sentences() -> None:
+def test_what_one_sentence_makes_true_is_found() -> None:
+    inputs, labels = in_sentences()
+    heads, scores = fit_heads(inputs.some(range(80)), labels[:80], range(80))
+    grades = heads(inputs.some(range(80, 120)))
+    assert auroc(grades[:, 0], labels[80:, 0] == 1) > 0.85
+    assert scores[0] > 0.7
+    assert heads.sentence_weight[0].argmax() == 0
+
+
+def test_a_head_is_a_mean_of_fits_on_words_alone_and_on_whole_answers() -> None:
     inputs, labels = data(60, 40)
     heads, _ = fit_heads(inputs, labels[:, 1:2], range(60))
     yes = labels[:, 1] == 1
-    whole, largest, words = inputs.features[:, :20], inputs.features[:, 20:], inputs.words
-    nothing, directions = np.zeros((60, 20)), []
-    for parts in ((nothing, nothing, words), (whole, nothing, words), (nothing, largest, words)):
-        model = LogisticRegression(C=10, max_iter=5000, tol=1e-8, class_weight="balanced")
-        directions.append(model.fit(np.hstack(parts), yes).coef_[0])
-    shares, gap, *_ = np.linalg.lstsq(np.array(directions).T, heads.weight[0])
+    words = np.append(np.zeros(40), logistic(inputs.words, yes))
+    directions = np.array([words, logistic(inputs.joined, yes)])
+    shares, gap, *_ = np.linalg.lstsq(directions.T, heads.weight[0])
     assert gap[0] < 1e-4 * (heads.weight[0] ** 2).sum()  # it lies in their span
     assert (shares > 0).all()
 
 
 def test_a_view_that_is_the_same_everywhere_has_no_say() -> None:
     inputs, labels = data()
-    alone = Inputs(inputs.features, np.zeros_like(inputs.words))
+    alone = inputs._replace(words=np.zeros_like(inputs.words))
     heads, scores = fit_heads(alone, labels[:, :1], range(120))
     assert np.isfinite(heads.weight).all()
+    assert (heads.sentence_share == 0).all()
     assert scores[0] > 0.75
-    nothing = Inputs(np.zeros_like(inputs.features), np.ones_like(inputs.words))
+    nothing = Inputs(np.zeros_like(inputs.features), np.ones_like(inputs.words), inputs.sentences)
     heads, _ = fit_heads(nothing, labels[:, :1], range(120))
     assert (heads.weight == 0).all()
 
@@ -103,12 +139,9 @@ def test_a_yes_begins_half_way_to_where_f1_was_best(monkeypatch: pytest.MonkeyPa
 
 
 def test_the_three_heads_vary_alike() -> None:
-    inputs, labels = data()
-    yes = labels[:, 1] == 1
-    rows = [inputs.joined[:, columns] for columns in inputs.views]
-    spreads = [
-        (view @ head.weight).std() for view, head in zip(rows, grading._fit_three(rows, yes), strict=True)
-    ]
+    inputs, labels = in_sentences()
+    three = grading._fit_three(inputs.views, labels[:, 0] == 1)
+    spreads = [head(view).std() for head, view in zip(three, inputs.views, strict=True)]
     assert spreads == pytest.approx([spreads[0]] * 3)
 
 
@@ -164,7 +197,7 @@ def test_answers_that_are_equal_or_to_one_prompt_are_not_on_two_sides() -> None:
     assert groups[3] != groups[0]
     rng = np.random.default_rng(0)  # 40 answers, each to five prompts; what is true of them is chance
     x, truth = rng.normal(0, 1, (40, 60)) / 8, rng.integers(0, 2, 40).astype(float)
-    inputs = Inputs(np.repeat(x, 5, axis=0), np.zeros((200, 3)))
+    inputs = Inputs(np.repeat(x, 5, axis=0), np.zeros((200, 3)), silent(200, 63))
     rows = [answer(f"answer {i // 5}", f"ask {i}") for i in range(200)]
     labels = np.repeat(truth, 5)[:, None]
     assert fit_heads(inputs, labels, range(200))[1][0] > 0.95  # remembered
@@ -184,26 +217,29 @@ def test_answers_to_few_prompts_are_split_as_far_as_they_go(prompts: int) -> Non
 
 @pytest.mark.parametrize("which", [0, 1, 2])
 def test_each_share_is_that_of_its_own_view(which: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    inputs, labels = data(60, 40)
+    inputs, labels = in_sentences()
+    yes = labels[:, 0] == 1
     monkeypatch.setattr(grading, "_shares", lambda *_: np.eye(3)[which])
-    weight = fit_heads(inputs, labels[:, 1:2], range(60))[0].weight[0]
-    read = inputs.views[which]
-    alone = LogisticRegression(C=10, max_iter=5000, tol=1e-8, class_weight="balanced")
-    expected = alone.fit(inputs.joined[:, read], labels[:, 1] == 1).coef_[0]
-    assert np.delete(weight, read).tolist() == [0.0] * (weight.size - len(read))
-    cosine = weight[read] @ expected / np.linalg.norm(weight) / np.linalg.norm(expected)
-    assert cosine == pytest.approx(1, abs=1e-4)
+    monkeypatch.setattr(grading, "best_threshold", lambda *_: (0.0, 1.0))
+    grades = fit_heads(inputs, labels, range(120))[0](inputs)[:, 0]
+    alone = grading._fit_three(inputs.views, yes)[which](inputs.views[which])
+    np.testing.assert_allclose(np.log(grades / (1 - grades)), alone, atol=1e-3)
 
 
-def test_features_are_of_the_answer_and_the_largest_of_its_sentences(tiny_encoder: Path) -> None:
+def test_features_are_of_the_answer_and_of_each_sentence(tiny_encoder: Path) -> None:
     read = Features(load_encoder(str(tiny_encoder), device="cpu"), 2)
     first, second = "Mix flour and water.", "Bake it for an hour."
-    both, one, two = read([answer(f"{first} {second}"), answer(first), answer(second)])
-    half = read.width // 2
-    torch.testing.assert_close(both[half:], torch.maximum(one[:half], two[:half]))
-    torch.testing.assert_close(one[half:], one[:half])
-    assert not torch.allclose(both[:half], one[:half])
-    torch.testing.assert_close(read([answer(first, "What about bread?")])[0], one)  # no prompt is read
+    found = read([answer(f"{first} {second}"), answer(first)])
+    one, two = (read([answer(text)]).answers[0] for text in (first, second))
+    assert found.answers.shape == (2, read.width)
+    assert found.of.tolist() == [0, 0, 1]
+    torch.testing.assert_close(found.some([1]).sentences, found.sentences[2:])
+    torch.testing.assert_close(found.sentences, torch.stack([one, two, one]))
+    torch.testing.assert_close(found.answers[1], one)
+    assert not torch.allclose(found.answers[0], one)
+    torch.testing.assert_close(
+        read([answer(first, "What about bread?")]).answers[0], one
+    )  # no prompt is read
 
 
 def test_single_words_are_no_sentences_but_for_an_answer_of_one() -> None:
@@ -220,15 +256,14 @@ def test_answers_without_labels_enough_are_refused() -> None:
     few = np.zeros((40, 1))
     few[: FEWEST - 1] = 1
     with pytest.raises(DataError, match="exchanges: no proposition is true of 8 answers"):
-        fit_heads(Inputs(*np.random.default_rng(0).normal(size=(2, 40, 5))), few, range(40))
+        fit_heads(Inputs(*np.random.default_rng(0).normal(size=(2, 40, 5)), silent(40, 10)), few, range(40))
 
 
 def test_a_scaled_row_is_about_as_long_as_one_of_words() -> None:
     features = torch.randn(50, 60, generator=torch.Generator().manual_seed(0)) * 7 + 3
     features[:, 4] = 2.0  # says nothing, and is no division by zero
     scaled = scale_of(features)(features)
-    for half in (scaled[:, :30], scaled[:, 30:]):
-        assert np.linalg.norm(half, axis=1).mean() == pytest.approx(1, abs=0.1)
+    assert np.linalg.norm(scaled, axis=1).mean() == pytest.approx(1, abs=0.1)
     assert (scaled[:, 4] == 0).all()
 
 
@@ -279,10 +314,19 @@ def test_graders_of_an_earlier_version_are_named_as_such(
 ) -> None:
     grader.save(tmp_path)
     tensors = load_tensors(tmp_path / "weights.safetensors")
-    tensors["weight"] = tensors["weight"][:, grader.features.width // 2 :].contiguous()
+    tensors["scale.mean"] = tensors["scale.answers"][0].clone()
     save_tensors(tmp_path / "weights.safetensors", tensors)
     with pytest.raises(ModelError, match="graders of an earlier version; expected them to be trained again"):
         load_grader(tmp_path, load_encoder(str(tiny_encoder), device="cpu"), 2, 2)
+
+
+def test_many_answers_are_graded_some_at_a_time(
+    grader: TrainedGrader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = exchanges(7)
+    at_once = grader(rows)
+    monkeypatch.setattr(grading, "_AT_ONCE", 3)
+    np.testing.assert_allclose(grader(rows), at_once, atol=1e-6)
 
 
 def test_a_grade_does_not_depend_on_the_other_answers(grader: TrainedGrader) -> None:
@@ -307,4 +351,4 @@ def test_heads_for_another_model_or_other_rules_are_refused(
 
 def test_answers_without_a_word_in_common_are_refused() -> None:
     with pytest.raises(DataError, match="no word stands in two answers"):
-        fit_reader(torch.zeros(2, 3), ["alpha", "beta"])
+        fit_reader(AnswerFeatures(torch.zeros(2, 3), torch.zeros(2, 3), torch.arange(2)), ["alpha", "beta"])

@@ -248,4 +248,4 @@ def _card(
     return "\n".join(lines)
 
 
-TRAIN_RULES = Step("train.rules", 3, train_rules, config=RulesConfig)
+TRAIN_RULES = Step("train.rules", 4, train_rules, config=RulesConfig)

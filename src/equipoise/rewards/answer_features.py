@@ -2,9 +2,9 @@
 
 Some propositions are a matter of wording ("I'm sorry"), which a mean over tokens blurs; others of meaning,
 which counts of words miss; others of one sentence among many. So there are words and word pairs, the pooled
-features of `models/features.py` of the whole answer, and the largest of each feature among its sentences.
+features of `models/features.py`, both of the whole answer and of each of its sentences.
 
-Shapes: N answers, F features of a text, W words.
+Shapes: N answers, S sentences of them, F features of a text, W words.
 """
 
 import math
@@ -14,57 +14,77 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from equipoise.errors import DataError
 from equipoise.models.backbone import Backbone
 from equipoise.models.features import PooledFeatures, TextPair, embed, encode_pair
 from equipoise.records import Exchange
-
-Floats = NDArray[np.float64]
+from equipoise.rewards.summed_odds import Floats, Parts, Places, whole
 
 _ENDS = re.compile(r"(?<=[.!?])\s+(?=[^a-z\s])|\n+")
+
+
+class AnswerFeatures(NamedTuple):
+    """What a frozen model makes of N answers."""
+
+    answers: torch.Tensor
+    """[N, F]"""
+    sentences: torch.Tensor
+    """[S, F]"""
+    of: torch.Tensor
+    """[S] which answer each is a sentence of, ascending."""
+
+    def some(self, answers: Sequence[int] | Places) -> "AnswerFeatures":
+        """Return those of the answers at these places."""
+        parts = Parts(self.sentences.numpy(), self.of.numpy()).some(answers)
+        chosen = self.answers[torch.as_tensor(np.asarray(answers))]
+        return AnswerFeatures(chosen, torch.from_numpy(parts.rows), torch.from_numpy(parts.of))
 
 
 class Inputs(NamedTuple):
     """What heads read of N answers."""
 
     features: Floats
-    """[N, 2 F] of whole answers, and the largest among their sentences."""
+    """[N, F] of whole answers."""
     words: Floats
-    """[N, W]"""
+    """[N, W] of whole answers."""
+    sentences: Parts
+    """Features and words of each sentence, [S, F + W]."""
 
     @property
     def joined(self) -> Floats:
-        """All side by side, [N, 2 F + W]."""
+        """Features and words of whole answers side by side, [N, F + W]."""
         found: Floats = np.hstack([self.features, self.words])
         return found
 
     @property
-    def views(self) -> list[NDArray[np.intp]]:
-        """The columns of `joined` that each head of three reads."""
-        width = self.features.shape[1]
-        whole, largest, words = np.split(np.arange(width + self.words.shape[1]), [width // 2, width])
-        return [words, np.concatenate([whole, words]), np.concatenate([largest, words])]
+    def views(self) -> list[Parts]:
+        """What each of three heads reads: words alone, all of the whole answer, all of each sentence."""
+        return [whole(self.words), whole(self.joined), self.sentences]
+
+    def some(self, answers: Sequence[int] | Places) -> "Inputs":
+        """Return what is read of the answers at these places."""
+        places = np.asarray(answers)
+        return Inputs(self.features[places], self.words[places], self.sentences.some(places))
 
 
 class Scale(NamedTuple):
-    """What features are measured by: each half of a scaled row is about 1 long, as a row of words is."""
+    """What features are measured by: a scaled row is about 1 long, as a row of words is."""
 
     mean: Floats
-    """[2 F]"""
+    """[F]"""
     std: Floats
-    """[2 F]"""
+    """[F]"""
 
     def __call__(self, features: torch.Tensor) -> Floats:
-        """Scaled features of answers, [N, 2 F]."""
-        found: Floats = (features.double().numpy() - self.mean) / (self.std * math.sqrt(len(self.std) / 2))
+        """Scaled features of texts, [N, F]."""
+        found: Floats = (features.double().numpy() - self.mean) / (self.std * math.sqrt(len(self.std)))
         return found
 
 
 def scale_of(features: torch.Tensor) -> Scale:
-    """Return the scale of training features [N, 2 F]; one that is the same everywhere counts for nothing."""
+    """Return the scale of training features [N, F]; one that is the same everywhere counts for nothing."""
     plain = features.double().numpy()
     std = plain.std(axis=0)
     return Scale(plain.mean(axis=0), np.where(std > 0, std, np.inf))
@@ -73,12 +93,19 @@ def scale_of(features: torch.Tensor) -> Scale:
 class Reader(NamedTuple):
     """What the heads read of an answer: scaled features of a frozen model, then TF-IDF of words."""
 
-    scale: Scale
+    answers: Scale
+    sentences: Scale
     words: TfidfVectorizer
 
-    def __call__(self, features: torch.Tensor, answers: Sequence[str]) -> Inputs:
-        """Scale the features [N, 2 F] of answers, and weigh their words."""
-        return Inputs(self.scale(features), self.words.transform(answers).toarray())
+    def __call__(self, features: AnswerFeatures, answers: Sequence[str]) -> Inputs:
+        """Scale the features of answers and sentences, and weigh their words."""
+        parts = [sentences(answer) for answer in answers]
+        of = np.repeat(np.arange(len(parts)), [len(found) for found in parts])
+        said = self.words.transform([text for found in parts for text in found]).toarray()
+        rows = np.hstack([self.sentences(features.sentences), said])
+        return Inputs(
+            self.answers(features.answers), self.words.transform(answers).toarray(), Parts(rows, of)
+        )
 
 
 def tfidf(**settings: Any) -> TfidfVectorizer:
@@ -86,18 +113,18 @@ def tfidf(**settings: Any) -> TfidfVectorizer:
     return TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, **settings)
 
 
-def fit_reader(features: torch.Tensor, answers: Sequence[str]) -> Reader:
-    """Take scale and word weights from training answers; no word in two of them raises DataError."""
+def fit_reader(features: AnswerFeatures, answers: Sequence[str]) -> Reader:
+    """Take scales and word weights from training answers; no word in two of them raises DataError."""
     words = tfidf(min_df=2, max_features=20_000)
     try:
         words.fit(answers)
     except ValueError as exc:
         raise DataError("exchanges: no word stands in two answers; expected more of them") from exc
-    return Reader(scale_of(features), words)
+    return Reader(scale_of(features.answers), scale_of(features.sentences), words)
 
 
 class Features:
-    """Pooled features of answers by a frozen model: of each as a whole, and the largest among its sentences.
+    """Pooled features of answers and of their sentences, by a frozen model.
 
     Of a text the model reads the first `MAX_TOKENS` tokens. The prompt is not read: prompts differ from one
     use to the next far more than answers do, and a frozen encoder that reads an answer behind its prompt says
@@ -108,19 +135,20 @@ class Features:
         """Pool `layers` layers of the model, as `models.features` does."""
         self.trunk = PooledFeatures(backbone.model, layers).eval()
         self.tokenizer: Any = backbone.tokenizer
-        self.width = self.trunk.width
-        """Number of features 2 F."""
+        self.width = self.trunk.width // 2
+        """Number of features F."""
 
-    def __call__(self, exchanges: Sequence[Exchange]) -> torch.Tensor:
-        """Return the features of each answer, [N, 2 F]."""
-        if not exchanges:
-            return torch.zeros(0, self.width)
+    def __call__(self, exchanges: Sequence[Exchange]) -> AnswerFeatures:
+        """Return the features of answers, of one at least, and of each of their sentences."""
         parts = [[e.response, *sentences(e.response)] for e in exchanges]
         place: dict[str, int] = {}  # many sentences stand in several answers
         rows = [[place.setdefault(text, len(place)) for text in texts] for texts in parts]
         pairs = [encode_pair(self.tokenizer, TextPair("", text)) for text in place]
-        found = embed(self.trunk, pairs, label="grading")[:, self.trunk.width // 2 :]
-        return torch.stack([torch.cat([found[whole], found[rest].amax(0)]) for whole, *rest in rows])
+        found = embed(self.trunk, pairs, label="grading")[:, self.width :]
+        of = torch.repeat_interleave(torch.tensor([len(row) - 1 for row in rows]))
+        return AnswerFeatures(
+            found[[row[0] for row in rows]], found[[k for row in rows for k in row[1:]]], of
+        )
 
 
 def sentences(answer: str) -> list[str]:

@@ -1,8 +1,9 @@
-"""Graders that were trained: one linear head per proposition, on a frozen model's features and on words.
+"""Graders that were trained: one head per proposition, on a frozen model's features and on words.
 
-A head is the mean of three: on the answer's words alone, with features of the whole answer, and with those
-of its sentences; see `answer_features`. What each of the three counts for, and where a yes begins, come from
-cross-validation in which the answers to one prompt, and equal answers, stay together. A yes begins half-way
+A head is the mean of three: on the answer's words alone, on words and features of the whole answer, and on
+those of each of its sentences, whose odds are summed; see `answer_features` and `summed_odds`. What each of
+the three counts for, and where a yes begins, come from cross-validation in which the answers to one prompt,
+and equal answers, stay together. A yes begins half-way
 between log-odds of 0, where it would if yes and no were as many, and what gave the best F1 there: that hangs
 on few answers.
 
@@ -16,11 +17,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
 
 from equipoise.data.splits import normalise_prompt
@@ -28,8 +27,9 @@ from equipoise.errors import DataError, ModelError
 from equipoise.models.backbone import Backbone
 from equipoise.models.checkpoints import load_tensors, require_all, save_tensors
 from equipoise.records import Exchange, text_of
-from equipoise.rewards.answer_features import Features, Floats, Inputs, Reader, Scale, tfidf
+from equipoise.rewards.answer_features import Features, Inputs, Reader, Scale, tfidf
 from equipoise.rewards.rules import Grades
+from equipoise.rewards.summed_odds import Bools, Floats, Head, Parts, Places, fit_head, span, sum_odds
 from equipoise.stats import f1
 
 FEWEST = 8
@@ -43,22 +43,32 @@ _NEARLY = 0.98
 _NEAR_EQUAL = 0.01
 """Weight of the squared logarithm of a head's weight over an equal share."""
 _FILE = "weights.safetensors"
-_TENSORS = ("weight", "bias", "trained", "scale.mean", "scale.std", "words.idf", "words.terms")
+_TENSORS = (
+    *("weight", "sentence_weight", "sentence_share", "bias"),
+    *("trained", "scale.answers", "scale.sentences", "words.idf", "words.terms"),
+)
+_AT_ONCE = 256
+"""Answers whose sentences are in memory at once."""
 
 
 class Heads(NamedTuple):
-    """Linear heads; a head that was not trained says no."""
+    """A head for each proposition; one that was not trained says no."""
 
     weight: Floats
-    """[P, 2 F + W]"""
+    """[P, F + W] of whole answers."""
+    sentence_weight: Floats
+    """[P, F + W] of sentences."""
+    sentence_share: Floats
+    """[P] what the summed odds of the sentences count for."""
     bias: Floats
     """[P] at which a yes begins at log-odds of 0."""
-    trained: NDArray[np.bool_]
+    trained: Bools
     """[P]"""
 
     def __call__(self, inputs: Inputs) -> Grades:
         """Grades of N answers, [N, P]."""
-        logits = inputs.joined @ self.weight.T + self.bias
+        summed = sum_odds(inputs.sentences.rows @ self.sentence_weight.T, inputs.sentences.first)
+        logits = inputs.joined @ self.weight.T + self.sentence_share * summed + self.bias
         found: Grades = np.where(self.trained, 1 / (1 + np.exp(-np.clip(logits, -50, 50))), 0.0)
         return found
 
@@ -78,26 +88,35 @@ def fit_heads(inputs: Inputs, labels: Floats, groups: Sequence[int]) -> tuple[He
         DataError: No proposition has labels enough.
     """
     together = np.asarray(groups)
-    joined, views = inputs.joined, inputs.views
-    spans = [_span(joined[:, columns]) for columns in views]
-    count = labels.shape[1]
-    heads = Heads(np.zeros((count, joined.shape[1])), np.zeros(count), np.zeros(count, dtype=np.bool_))
+    spans = [span(view.rows) for view in inputs.views]
+    views = [view._replace(rows=found.rows) for view, found in zip(inputs.views, spans, strict=True)]
+    count, width = labels.shape[1], inputs.joined.shape[1]
+    heads = Heads(
+        np.zeros((count, width)),
+        np.zeros((count, width)),
+        np.zeros(count),
+        np.zeros(count),
+        np.zeros(count, dtype=np.bool_),
+    )
     scores = [float("nan")] * count
     for place, column in enumerate(labels.T):
-        rated = ~np.isnan(column)
+        rated = np.flatnonzero(~np.isnan(column))
         yes = column[rated] == 1
-        rows = [span.rows[rated] for span in spans]
         if min(yes.sum(), (~yes).sum()) < FEWEST or len(set(together[rated])) < 2:
             continue
+        rows = [view.some(rated) for view in views]
         held_back, truth = _held_back_logits(rows, yes, together[rated])
         shares = _shares(held_back, truth)
         logits = shares @ held_back
         threshold = best_threshold(logits, truth)[0] / 2
         scores[place] = f1(logits > threshold, truth)
-        for share, head, span, columns in zip(shares, _fit_three(rows, yes), spans, views, strict=True):
-            heads.weight[place, columns] += share * head.weight @ span.back
-            heads.bias[place] += share * head.bias
-        heads.bias[place] -= threshold
+        three = _fit_three(rows, yes)
+        words, answer, sentence = (head.weight @ s.back for head, s in zip(three, spans, strict=True))
+        counts = shares * [head.scale for head in three]
+        heads.weight[place] = counts[1] * answer
+        heads.weight[place, width - len(words) :] += counts[0] * words
+        heads.sentence_weight[place], heads.sentence_share[place] = sentence, counts[2]
+        heads.bias[place] = counts @ [head.bias for head in three] - threshold
         heads.trained[place] = True
     if not heads.trained.any():
         raise DataError(
@@ -123,48 +142,17 @@ def answer_groups(exchanges: Sequence[Exchange]) -> list[int]:
     return found
 
 
-class _Span(NamedTuple):
-    """Coordinates of rows within their span, where L2-regularised weights lie: N of them, not 2 F + W."""
-
-    rows: Floats
-    """[N, N or less]"""
-    back: Floats
-    """[N or less, columns] turns weights of coordinates into weights of inputs."""
-
-
-def _span(x: Floats) -> _Span:
-    sizes, left = np.linalg.eigh(x @ x.T)
-    kept = sizes > 1e-9 * sizes.max()
-    if not kept.any():  # nothing but zeros
-        return _Span(np.zeros((len(x), 1)), np.zeros((1, x.shape[1])))
-    return _Span(left[:, kept] * np.sqrt(sizes[kept]), (left[:, kept] / np.sqrt(sizes[kept])).T @ x)
-
-
-class _Head(NamedTuple):
-    weight: Floats
-    bias: float
-
-    def __call__(self, rows: Floats) -> Floats:
-        found: Floats = rows @ self.weight + self.bias
-        return found
-
-
-def _fit_three(rows: Sequence[Floats], yes: NDArray[np.bool_]) -> list[_Head]:
+def _fit_three(rows: Sequence[Parts], yes: Bools) -> list[Head]:
     """A head on each view of the rows, scaled so that their log-odds vary alike."""
-    heads = []
-    for view in rows:
-        model = LogisticRegression(C=_STRENGTH, max_iter=2000, class_weight="balanced").fit(view, yes)
-        heads.append(_Head(model.coef_[0], float(model.intercept_[0])))
+    heads = [fit_head(view, yes, _STRENGTH) for view in rows]
     spreads = np.array([head(view).std() for head, view in zip(heads, rows, strict=True)])
     usual = spreads.mean()
     says = spreads > _CONSTANT * usual  # a view that is the same everywhere has no say
-    factors = np.divide(usual, spreads, out=np.zeros_like(spreads), where=says)
-    return [_Head(h.weight * f, h.bias * f) for h, f in zip(heads, factors.tolist(), strict=True)]
+    scales = np.divide(usual, spreads, out=np.zeros_like(spreads), where=says)
+    return [head._replace(scale=scale) for head, scale in zip(heads, scales.tolist(), strict=True)]
 
 
-def _held_back_logits(
-    rows: Sequence[Floats], yes: NDArray[np.bool_], groups: NDArray[np.intp]
-) -> tuple[Floats, NDArray[np.bool_]]:
+def _held_back_logits(rows: Sequence[Parts], yes: Bools, groups: Places) -> tuple[Floats, Bools]:
     """Log-odds of each row by three heads that did not learn from its prompt, [3, draws * N]; and the truth.
 
     Folds are drawn several times: where a yes is rare, one draw says little of where it should begin.
@@ -173,14 +161,16 @@ def _held_back_logits(
     count = min(_FOLDS, len(set(groups)))
     for draw in range(_DRAWS):
         folds = StratifiedGroupKFold(count, shuffle=True, random_state=draw)
-        for train, test in folds.split(rows[0], yes, groups):
+        for train, test in folds.split(yes, yes, groups):
             if yes[train].any() and not yes[train].all():
-                three = _fit_three([view[train] for view in rows], yes[train])
-                logits[:, draw, test] = [head(view[test]) for head, view in zip(three, rows, strict=True)]
+                three = _fit_three([view.some(train) for view in rows], yes[train])
+                logits[:, draw, test] = [
+                    head(view.some(test)) for head, view in zip(three, rows, strict=True)
+                ]
     return logits.reshape(len(rows), -1), np.tile(yes, _DRAWS)
 
 
-def _shares(logits: Floats, yes: NDArray[np.bool_]) -> Floats:
+def _shares(logits: Floats, yes: Bools) -> Floats:
     """What each of three heads counts for, [3]; 1 in sum.
 
     They are the weights of a logistic model of the held-back log-odds [3, N], where yes and no count alike:
@@ -206,7 +196,7 @@ def _shares(logits: Floats, yes: NDArray[np.bool_]) -> Floats:
     return found
 
 
-def best_threshold(scores: Floats, yes: NDArray[np.bool_]) -> tuple[float, float]:
+def best_threshold(scores: Floats, yes: Bools) -> tuple[float, float]:
     """Return where a yes should begin for a good F1, and that F1.
 
     Of all places half-way between two scores whose F1 is within 2 % of the best, it is the middle one: the
@@ -232,20 +222,25 @@ class TrainedGrader:
 
     def __call__(self, exchanges: Sequence[Exchange]) -> Grades:
         """Return the grades of each answer, [N, P]; 0 of a proposition without a trained head."""
-        if not exchanges:
-            return np.zeros((0, len(self.heads.trained)))
-        return self.heads(self.reader(self.features(exchanges), [e.response for e in exchanges]))
+        found = [np.zeros((0, len(self.heads.trained)))]
+        for start in range(0, len(exchanges), _AT_ONCE):
+            some = exchanges[start : start + _AT_ONCE]
+            found.append(self.heads(self.reader(self.features(some), [e.response for e in some])))
+        return np.concatenate(found)
 
     def save(self, folder: Path) -> None:
         """Write heads and words; the model stands in the card."""
-        terms = "\n".join(self.reader.words.get_feature_names_out()).encode()
+        heads, reader = self.heads, self.reader
+        terms = "\n".join(reader.words.get_feature_names_out()).encode()
         tensors = {
-            "weight": torch.tensor(self.heads.weight, dtype=torch.float32),
-            "bias": torch.tensor(self.heads.bias),
-            "trained": torch.tensor(self.heads.trained),
-            "scale.mean": torch.tensor(self.reader.scale.mean),
-            "scale.std": torch.tensor(self.reader.scale.std),
-            "words.idf": torch.tensor(self.reader.words.idf_),
+            "weight": torch.tensor(heads.weight, dtype=torch.float32),
+            "sentence_weight": torch.tensor(heads.sentence_weight, dtype=torch.float32),
+            "sentence_share": torch.tensor(heads.sentence_share),
+            "bias": torch.tensor(heads.bias),
+            "trained": torch.tensor(heads.trained),
+            "scale.answers": torch.tensor(np.stack(reader.answers)),
+            "scale.sentences": torch.tensor(np.stack(reader.sentences)),
+            "words.idf": torch.tensor(reader.words.idf_),
             "words.terms": torch.tensor(list(terms), dtype=torch.uint8),
         }
         save_tensors(folder / _FILE, tensors)
@@ -255,20 +250,19 @@ def load_grader(folder: Path, backbone: Backbone, layers: int, propositions: int
     """Load what `TrainedGrader.save` wrote; what does not fit raises ModelError."""
     path = folder / _FILE
     tensors = load_tensors(path)
+    if "scale.mean" in tensors:
+        raise ModelError(f"{path}: graders of an earlier version; expected them to be trained again")
     require_all(tensors, _TENSORS, str(path))
     terms = bytes(tensors["words.terms"].tolist()).decode("utf-8", "replace").split("\n")
     words = tfidf(vocabulary=terms)
     features = Features(backbone, layers)
     expected = [propositions, features.width + len(terms)]
-    if list(tensors["weight"].shape) == [propositions, features.width // 2 + len(terms)]:
-        raise ModelError(f"{path}: graders of an earlier version; expected them to be trained again")
-    if list(tensors["weight"].shape) != expected or tensors["words.idf"].numel() != len(terms):
-        raise ModelError(
-            f"{path}: tensor 'weight' has shape {list(tensors['weight'].shape)}, expected {expected}"
-        )
+    for name in ("weight", "sentence_weight"):
+        shape = list(tensors[name].shape)
+        if shape != expected or tensors["words.idf"].numel() != len(terms):
+            raise ModelError(f"{path}: tensor {name!r} has shape {shape}, expected {expected}")
     words.idf_ = tensors["words.idf"].double().numpy()
-    heads = Heads(*(tensors[name].numpy() for name in ("weight", "bias", "trained")))
-    scale = Scale(tensors["scale.mean"].numpy(), tensors["scale.std"].numpy())
-    return TrainedGrader(
-        features, Reader(scale, words), heads._replace(weight=heads.weight.astype(np.float64))
-    )
+    answers, parts = (Scale(*tensors[name].numpy()) for name in ("scale.answers", "scale.sentences"))
+    weight, sentence_weight, share, bias = (tensors[name].double().numpy() for name in _TENSORS[:4])
+    heads = Heads(weight, sentence_weight, share, bias, tensors["trained"].numpy())
+    return TrainedGrader(features, Reader(answers, parts, words), heads)
