@@ -21,7 +21,7 @@ from equipoise.records import Exchange, Record, text_of
 from equipoise.rewards.answer_features import AnswerFeatures, Features, Inputs, fit_reader
 from equipoise.rewards.grading import answer_groups, fit_heads
 from equipoise.rewards.rules import load_rule_set
-from equipoise.rewards.summed_odds import Floats, whole
+from equipoise.rewards.summed_odds import Columns, Floats, Parts
 
 FEATURES_FILE, GRADES_FILE = "features.safetensors", "grades.npz"
 LAYERS = 6
@@ -125,8 +125,9 @@ def grade_held_back(config: GradeConfig, run: Run) -> None:
         heads, _ = fit_heads(inputs.some(train), labels[train], [groups[i] for i in train])
         return np.where(heads.trained, heads(inputs.some(test)), np.nan)
 
-    words = Inputs(np.zeros((len(rows), 0)), everything.words, whole(np.zeros_like(everything.words)))
-    np.savez(run.out / GRADES_FILE, test=test, ours=grades(everything), theirs=grades(words))
+    words = everything.answers.words
+    silent = Parts(Columns(words.dense, 0 * words.sparse), np.arange(len(rows)))
+    np.savez(run.out / GRADES_FILE, test=test, ours=grades(everything), theirs=grades(Inputs(words, silent)))
 
 
 FEATURES = Step("benchmark.rules.features", 4, compute_features, config=FeaturesConfig)

@@ -7,19 +7,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.sparse import csr_array
 from sklearn.linear_model import LogisticRegression
 
 from equipoise.errors import DataError, ModelError
 from equipoise.models.backbone import load_encoder
 from equipoise.models.checkpoints import load_tensors, save_tensors
 from equipoise.records import Exchange
-from equipoise.rewards import grading
+from equipoise.rewards import answer_features, grading
 from equipoise.rewards.answer_features import (
     AnswerFeatures,
     Features,
     Inputs,
+    fit_projection,
     fit_reader,
-    scale_of,
     sentences,
 )
 from equipoise.rewards.grading import (
@@ -30,7 +31,7 @@ from equipoise.rewards.grading import (
     fit_heads,
     load_grader,
 )
-from equipoise.rewards.summed_odds import Parts, whole
+from equipoise.rewards.summed_odds import Columns, Parts
 from equipoise.stats import auroc
 
 
@@ -57,26 +58,30 @@ def data(count: int = 120, width: int = 100) -> tuple[Inputs, np.ndarray]:
     """
     rng = np.random.default_rng(0)
     x = rng.normal(0, 1, (2, count, width)) / np.sqrt(width)
-    x[:, :, 0] = rng.normal(0, 1, (2, count))  # `features` of whole answers, and a word
+    x[:, :, 0] = rng.normal(0, 1, (2, count))  # features of whole answers, and a word
     labels = np.stack([x[0, :, 0] > 0.5, x[1, :, 0] > 0, np.zeros(count)], axis=1).astype(float)
     labels[:10, 0] = np.nan
-    return Inputs(x[0], x[1], silent(count, 2 * width)), labels
+    return Inputs(columns(*x), silent(count, width)), labels
+
+
+def columns(features: np.ndarray, words: np.ndarray) -> Columns:
+    return Columns(features, csr_array(words))
 
 
 def silent(count: int, width: int) -> Parts:
     """One sentence to each answer, all alike."""
-    return whole(np.zeros((count, width)))
+    return Parts(columns(*np.zeros((2, count, width))), np.arange(count))
 
 
-def in_sentences(count: int = 120, width: int = 60) -> tuple[Inputs, np.ndarray]:
+def in_sentences(count: int = 120, width: int = 30) -> tuple[Inputs, np.ndarray]:
     """Answers of four sentences each, of which one is enough to make the proposition true."""
     rng = np.random.default_rng(0)
-    rows = rng.normal(0, 1, (4 * count, width)) / np.sqrt(width)
+    rows = rng.normal(0, 1, (2, 4 * count, width)) / np.sqrt(2 * width)
     told = rng.random(4 * count) < 0.13
-    rows[told, 0] += 2
-    nothing = rng.normal(0, 1, (count, width)) / np.sqrt(width)
+    rows[0, told, 0] += 2
+    nothing = rng.normal(0, 1, (2, count, width)) / np.sqrt(2 * width)
     labels = told.reshape(count, 4).any(1).astype(float)[:, None]
-    return Inputs(nothing[:, 30:], nothing[:, :30], Parts(rows, np.repeat(np.arange(count), 4))), labels
+    return Inputs(columns(*nothing), Parts(columns(*rows), np.repeat(np.arange(count), 4))), labels
 
 
 def logistic(rows: np.ndarray, yes: np.ndarray) -> np.ndarray:
@@ -109,8 +114,8 @@ def test_a_head_is_a_mean_of_fits_on_words_alone_and_on_whole_answers() -> None:
     inputs, labels = data(60, 40)
     heads, _ = fit_heads(inputs, labels[:, 1:2], range(60))
     yes = labels[:, 1] == 1
-    words = np.append(np.zeros(40), logistic(inputs.words, yes))
-    directions = np.array([words, logistic(inputs.joined, yes)])
+    read = np.hstack([inputs.answers.dense, inputs.answers.sparse.toarray()])
+    directions = np.array([np.append(np.zeros(40), logistic(read[:, 40:], yes)), logistic(read, yes)])
     shares, gap, *_ = np.linalg.lstsq(directions.T, heads.weight[0])
     assert gap[0] < 1e-4 * (heads.weight[0] ** 2).sum()  # it lies in their span
     assert (shares > 0).all()
@@ -118,12 +123,13 @@ def test_a_head_is_a_mean_of_fits_on_words_alone_and_on_whole_answers() -> None:
 
 def test_a_view_that_is_the_same_everywhere_has_no_say() -> None:
     inputs, labels = data()
-    alone = inputs._replace(words=np.zeros_like(inputs.words))
+    dense, words = inputs.answers.dense, inputs.answers.sparse.toarray()
+    alone = inputs._replace(answers=columns(dense, np.zeros_like(words)))
     heads, scores = fit_heads(alone, labels[:, :1], range(120))
     assert np.isfinite(heads.weight).all()
     assert (heads.sentence_share == 0).all()
     assert scores[0] > 0.75
-    nothing = Inputs(np.zeros_like(inputs.features), np.ones_like(inputs.words), inputs.sentences)
+    nothing = inputs._replace(answers=columns(np.zeros_like(dense), np.ones_like(words)))
     heads, _ = fit_heads(nothing, labels[:, :1], range(120))
     assert (heads.weight == 0).all()
 
@@ -140,8 +146,8 @@ def test_a_yes_begins_half_way_to_where_f1_was_best(monkeypatch: pytest.MonkeyPa
 
 def test_the_three_heads_vary_alike() -> None:
     inputs, labels = in_sentences()
-    three = grading._fit_three(inputs.views, labels[:, 0] == 1)
-    spreads = [head(view).std() for head, view in zip(three, inputs.views, strict=True)]
+    three = grading._fit_three(inputs.views, labels)
+    spreads = [scale[0] * head(view).std() for (head, scale), view in zip(three, inputs.views, strict=True)]
     assert spreads == pytest.approx([spreads[0]] * 3)
 
 
@@ -197,7 +203,7 @@ def test_answers_that_are_equal_or_to_one_prompt_are_not_on_two_sides() -> None:
     assert groups[3] != groups[0]
     rng = np.random.default_rng(0)  # 40 answers, each to five prompts; what is true of them is chance
     x, truth = rng.normal(0, 1, (40, 60)) / 8, rng.integers(0, 2, 40).astype(float)
-    inputs = Inputs(np.repeat(x, 5, axis=0), np.zeros((200, 3)), silent(200, 63))
+    inputs = Inputs(columns(np.repeat(x, 5, axis=0), np.zeros((200, 3))), silent(200, 60))
     rows = [answer(f"answer {i // 5}", f"ask {i}") for i in range(200)]
     labels = np.repeat(truth, 5)[:, None]
     assert fit_heads(inputs, labels, range(200))[1][0] > 0.95  # remembered
@@ -218,11 +224,11 @@ def test_answers_to_few_prompts_are_split_as_far_as_they_go(prompts: int) -> Non
 @pytest.mark.parametrize("which", [0, 1, 2])
 def test_each_share_is_that_of_its_own_view(which: int, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs, labels = in_sentences()
-    yes = labels[:, 0] == 1
     monkeypatch.setattr(grading, "_shares", lambda *_: np.eye(3)[which])
     monkeypatch.setattr(grading, "best_threshold", lambda *_: (0.0, 1.0))
     grades = fit_heads(inputs, labels, range(120))[0](inputs)[:, 0]
-    alone = grading._fit_three(inputs.views, yes)[which](inputs.views[which])
+    head, scale = grading._fit_three(inputs.views, labels)[which]
+    alone = scale[0] * head(inputs.views[which])[:, 0]
     np.testing.assert_allclose(np.log(grades / (1 - grades)), alone, atol=1e-3)
 
 
@@ -256,15 +262,30 @@ def test_answers_without_labels_enough_are_refused() -> None:
     few = np.zeros((40, 1))
     few[: FEWEST - 1] = 1
     with pytest.raises(DataError, match="exchanges: no proposition is true of 8 answers"):
-        fit_heads(Inputs(*np.random.default_rng(0).normal(size=(2, 40, 5)), silent(40, 10)), few, range(40))
+        fit_heads(
+            Inputs(columns(*np.random.default_rng(0).normal(size=(2, 40, 5))), silent(40, 5)), few, range(40)
+        )
 
 
-def test_a_scaled_row_is_about_as_long_as_one_of_words() -> None:
+def test_a_projected_row_is_about_as_long_as_one_of_words() -> None:
     features = torch.randn(50, 60, generator=torch.Generator().manual_seed(0)) * 7 + 3
     features[:, 4] = 2.0  # says nothing, and is no division by zero
-    scaled = scale_of(features)(features)
-    assert np.linalg.norm(scaled, axis=1).mean() == pytest.approx(1, abs=0.1)
-    assert (scaled[:, 4] == 0).all()
+    found = fit_projection(features)
+    assert np.linalg.norm(found(features), axis=1).mean() == pytest.approx(1, abs=0.1)
+    assert (found.directions[4] == 0).all()
+
+
+def test_a_projection_keeps_the_directions_in_which_texts_differ_most(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(answer_features, "_COMPONENTS", 2)
+    hidden = torch.randn(80, 2, generator=torch.Generator().manual_seed(0))
+    directions = torch.randn(2, 30, generator=torch.Generator().manual_seed(1))
+    features = hidden @ directions + 0.01 * torch.randn(80, 30, generator=torch.Generator().manual_seed(2))
+    found = fit_projection(features)(features)
+    assert found.shape == (80, 2)
+    _, left, *_ = np.linalg.lstsq(found, (hidden - hidden.mean(0)).numpy())
+    assert left.max() < 1e-3 * 80
 
 
 SORRY, HELP = (
@@ -314,7 +335,7 @@ def test_graders_of_an_earlier_version_are_named_as_such(
 ) -> None:
     grader.save(tmp_path)
     tensors = load_tensors(tmp_path / "weights.safetensors")
-    tensors["scale.mean"] = tensors["scale.answers"][0].clone()
+    tensors["scale.mean"] = tensors["bias"].clone()
     save_tensors(tmp_path / "weights.safetensors", tensors)
     with pytest.raises(ModelError, match="graders of an earlier version; expected them to be trained again"):
         load_grader(tmp_path, load_encoder(str(tiny_encoder), device="cpu"), 2, 2)
@@ -340,7 +361,7 @@ def test_heads_for_another_model_or_other_rules_are_refused(
     grader.save(tmp_path)
     backbone = load_encoder(str(tiny_encoder), device="cpu")
     for layers, propositions in ((1, 2), (2, 3)):
-        with pytest.raises(ModelError, match="tensor 'weight' has shape"):
+        with pytest.raises(ModelError, match=r"tensor '(weight|answers\.mean)' has shape"):
             load_grader(tmp_path, backbone, layers, propositions)
     tensors = load_tensors(tmp_path / "weights.safetensors")
     del tensors["bias"]

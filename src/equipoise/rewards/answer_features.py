@@ -4,7 +4,7 @@ Some propositions are a matter of wording ("I'm sorry"), which a mean over token
 which counts of words miss; others of one sentence among many. So there are words and word pairs, the pooled
 features of `models/features.py`, both of the whole answer and of each of its sentences.
 
-Shapes: N answers, S sentences of them, F features of a text, W words.
+Shapes: N answers, S sentences of them, F features of a text, K of their projection, W words.
 """
 
 import math
@@ -14,14 +14,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from scipy.sparse import csr_array
+from sklearn.decomposition import PCA
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from equipoise.errors import DataError
 from equipoise.models.backbone import Backbone
 from equipoise.models.features import PooledFeatures, TextPair, embed, encode_pair
 from equipoise.records import Exchange
-from equipoise.rewards.summed_odds import Floats, Parts, Places, whole
+from equipoise.rewards.summed_odds import Columns, Floats, Parts, Places, parts_of
 
+_COMPONENTS = 256
 _ENDS = re.compile(r"(?<=[.!?])\s+(?=[^a-z\s])|\n+")
 
 
@@ -37,75 +40,68 @@ class AnswerFeatures(NamedTuple):
 
     def some(self, answers: Sequence[int] | Places) -> "AnswerFeatures":
         """Return those of the answers at these places."""
-        parts = Parts(self.sentences.numpy(), self.of.numpy()).some(answers)
-        chosen = self.answers[torch.as_tensor(np.asarray(answers))]
-        return AnswerFeatures(chosen, torch.from_numpy(parts.rows), torch.from_numpy(parts.of))
+        rows, of = map(torch.from_numpy, parts_of(self.of.numpy(), answers))
+        return AnswerFeatures(self.answers[torch.as_tensor(np.asarray(answers))], self.sentences[rows], of)
 
 
 class Inputs(NamedTuple):
     """What heads read of N answers."""
 
-    features: Floats
-    """[N, F] of whole answers."""
-    words: Floats
-    """[N, W] of whole answers."""
+    answers: Columns
+    """Projected features and words of whole answers, [N, K + W]."""
     sentences: Parts
-    """Features and words of each sentence, [S, F + W]."""
-
-    @property
-    def joined(self) -> Floats:
-        """Features and words of whole answers side by side, [N, F + W]."""
-        found: Floats = np.hstack([self.features, self.words])
-        return found
+    """The same of each sentence, [S, K + W]."""
 
     @property
     def views(self) -> list[Parts]:
         """What each of three heads reads: words alone, all of the whole answer, all of each sentence."""
-        return [whole(self.words), whole(self.joined), self.sentences]
+        each = np.arange(len(self.answers.dense))
+        return [Parts(self.answers.words, each), Parts(self.answers, each), self.sentences]
 
     def some(self, answers: Sequence[int] | Places) -> "Inputs":
         """Return what is read of the answers at these places."""
-        places = np.asarray(answers)
-        return Inputs(self.features[places], self.words[places], self.sentences.some(places))
+        return Inputs(self.answers.some(np.asarray(answers)), self.sentences.some(answers))
 
 
-class Scale(NamedTuple):
-    """What features are measured by: a scaled row is about 1 long, as a row of words is."""
+class Projection(NamedTuple):
+    """The main directions of features; a projected row is about 1 long, as a row of words is."""
 
     mean: Floats
     """[F]"""
-    std: Floats
-    """[F]"""
+    directions: Floats
+    """[F, K]"""
 
     def __call__(self, features: torch.Tensor) -> Floats:
-        """Scaled features of texts, [N, F]."""
-        found: Floats = (features.double().numpy() - self.mean) / (self.std * math.sqrt(len(self.std)))
+        """Project features of texts, [N, F] in, [N, K] out."""
+        found: Floats = (features.double().numpy() - self.mean) @ self.directions
         return found
 
 
-def scale_of(features: torch.Tensor) -> Scale:
-    """Return the scale of training features [N, F]; one that is the same everywhere counts for nothing."""
+def fit_projection(features: torch.Tensor) -> Projection:
+    """Project on the principal components of standardised training features [N, F].
+
+    What is left out varies little among texts, and weights that are held small say little by it.
+    """
     plain = features.double().numpy()
     std = plain.std(axis=0)
-    return Scale(plain.mean(axis=0), np.where(std > 0, std, np.inf))
+    mean, scale = plain.mean(axis=0), np.where(std > 0, std, np.inf) * math.sqrt(plain.shape[1])
+    components = PCA(min(_COMPONENTS, *plain.shape), random_state=0).fit((plain - mean) / scale).components_
+    return Projection(mean, components.T / scale[:, None])
 
 
 class Reader(NamedTuple):
-    """What the heads read of an answer: scaled features of a frozen model, then TF-IDF of words."""
+    """What the heads read of an answer: projected features of a frozen model, then TF-IDF of words."""
 
-    answers: Scale
-    sentences: Scale
+    answers: Projection
+    sentences: Projection
     words: TfidfVectorizer
 
     def __call__(self, features: AnswerFeatures, answers: Sequence[str]) -> Inputs:
-        """Scale the features of answers and sentences, and weigh their words."""
-        parts = [sentences(answer) for answer in answers]
-        of = np.repeat(np.arange(len(parts)), [len(found) for found in parts])
-        said = self.words.transform([text for found in parts for text in found]).toarray()
-        rows = np.hstack([self.sentences(features.sentences), said])
-        return Inputs(
-            self.answers(features.answers), self.words.transform(answers).toarray(), Parts(rows, of)
-        )
+        """Project the features of answers and sentences, and weigh their words."""
+        parts = [text for answer in answers for text in sentences(answer)]
+        of_answers, of_parts = (csr_array(self.words.transform(texts)) for texts in (answers, parts))
+        rows = Columns(self.sentences(features.sentences), of_parts)
+        return Inputs(Columns(self.answers(features.answers), of_answers), Parts(rows, features.of.numpy()))
 
 
 def tfidf(**settings: Any) -> TfidfVectorizer:
@@ -114,13 +110,13 @@ def tfidf(**settings: Any) -> TfidfVectorizer:
 
 
 def fit_reader(features: AnswerFeatures, answers: Sequence[str]) -> Reader:
-    """Take scales and word weights from training answers; no word in two of them raises DataError."""
+    """Take projections and word weights from training answers; no word in two of them raises DataError."""
     words = tfidf(min_df=2, max_features=20_000)
     try:
         words.fit(answers)
     except ValueError as exc:
         raise DataError("exchanges: no word stands in two answers; expected more of them") from exc
-    return Reader(scale_of(features.answers), scale_of(features.sentences), words)
+    return Reader(fit_projection(features.answers), fit_projection(features.sentences), words)
 
 
 class Features:

@@ -7,7 +7,7 @@ and equal answers, stay together. A yes begins half-way
 between log-odds of 0, where it would if yes and no were as many, and what gave the best F1 there: that hangs
 on few answers.
 
-Shapes: N answers, P propositions, F features of a text, W words.
+Shapes: N answers, P propositions, K projected features of a text, W words.
 """
 
 import math
@@ -27,9 +27,9 @@ from equipoise.errors import DataError, ModelError
 from equipoise.models.backbone import Backbone
 from equipoise.models.checkpoints import load_tensors, require_all, save_tensors
 from equipoise.records import Exchange, text_of
-from equipoise.rewards.answer_features import Features, Inputs, Reader, Scale, tfidf
+from equipoise.rewards.answer_features import Features, Inputs, Projection, Reader, tfidf
 from equipoise.rewards.rules import Grades
-from equipoise.rewards.summed_odds import Bools, Floats, Head, Parts, Places, fit_head, span, sum_odds
+from equipoise.rewards.summed_odds import Bools, Floats, OddsHeads, Parts, Places, fit_odds, sum_odds
 from equipoise.stats import f1
 
 FEWEST = 8
@@ -45,7 +45,8 @@ _NEAR_EQUAL = 0.01
 _FILE = "weights.safetensors"
 _TENSORS = (
     *("weight", "sentence_weight", "sentence_share", "bias"),
-    *("trained", "scale.answers", "scale.sentences", "words.idf", "words.terms"),
+    *("answers.mean", "answers.directions", "sentences.mean", "sentences.directions"),
+    *("trained", "words.idf", "words.terms"),
 )
 _AT_ONCE = 256
 """Answers whose sentences are in memory at once."""
@@ -55,9 +56,9 @@ class Heads(NamedTuple):
     """A head for each proposition; one that was not trained says no."""
 
     weight: Floats
-    """[P, F + W] of whole answers."""
+    """[P, K + W] of whole answers."""
     sentence_weight: Floats
-    """[P, F + W] of sentences."""
+    """[P, K + W] of sentences."""
     sentence_share: Floats
     """[P] what the summed odds of the sentences count for."""
     bias: Floats
@@ -68,7 +69,7 @@ class Heads(NamedTuple):
     def __call__(self, inputs: Inputs) -> Grades:
         """Grades of N answers, [N, P]."""
         summed = sum_odds(inputs.sentences.rows @ self.sentence_weight.T, inputs.sentences.first)
-        logits = inputs.joined @ self.weight.T + self.sentence_share * summed + self.bias
+        logits = inputs.answers @ self.weight.T + self.sentence_share * summed + self.bias
         found: Grades = np.where(self.trained, 1 / (1 + np.exp(-np.clip(logits, -50, 50))), 0.0)
         return found
 
@@ -87,42 +88,40 @@ def fit_heads(inputs: Inputs, labels: Floats, groups: Sequence[int]) -> tuple[He
     Raises:
         DataError: No proposition has labels enough.
     """
-    together = np.asarray(groups)
-    spans = [span(view.rows) for view in inputs.views]
-    views = [view._replace(rows=found.rows) for view, found in zip(inputs.views, spans, strict=True)]
-    count, width = labels.shape[1], inputs.joined.shape[1]
+    folds = _folds(labels, np.asarray(groups))
+    places = np.flatnonzero((folds >= 0).any(axis=(0, 1)))
+    if not len(places):
+        raise DataError(
+            f"exchanges: no proposition is true of {FEWEST} answers and false of {FEWEST}, to two prompts at"
+            " least; expected one"
+        )
+    count, width = labels.shape[1], inputs.answers.width
     heads = Heads(
         np.zeros((count, width)),
-        np.zeros((count, width)),
+        np.zeros((count, inputs.sentences.rows.width)),
         np.zeros(count),
         np.zeros(count),
         np.zeros(count, dtype=np.bool_),
     )
     scores = [float("nan")] * count
-    for place, column in enumerate(labels.T):
-        rated = np.flatnonzero(~np.isnan(column))
-        yes = column[rated] == 1
-        if min(yes.sum(), (~yes).sum()) < FEWEST or len(set(together[rated])) < 2:
-            continue
-        rows = [view.some(rated) for view in views]
-        held_back, truth = _held_back_logits(rows, yes, together[rated])
-        shares = _shares(held_back, truth)
-        logits = shares @ held_back
+    labels, folds = labels[:, places], folds[..., places]
+    three = _fit_three(inputs.views, labels)
+    held_back = _held_back_logits(inputs.views, labels, folds)
+    for column, place in enumerate(places):
+        rated = ~np.isnan(labels[:, column])
+        truth = np.tile(labels[rated, column] == 1, _DRAWS)
+        each = held_back[:, :, rated, column].reshape(len(three), -1)
+        shares = _shares(each, truth)
+        logits = shares @ each
         threshold = best_threshold(logits, truth)[0] / 2
         scores[place] = f1(logits > threshold, truth)
-        three = _fit_three(rows, yes)
-        words, answer, sentence = (head.weight @ s.back for head, s in zip(three, spans, strict=True))
-        counts = shares * [head.scale for head in three]
+        words, answer, sentence = (head.weight[column] for head, _ in three)
+        counts = shares * [scale[column] for _, scale in three]
         heads.weight[place] = counts[1] * answer
         heads.weight[place, width - len(words) :] += counts[0] * words
         heads.sentence_weight[place], heads.sentence_share[place] = sentence, counts[2]
-        heads.bias[place] = counts @ [head.bias for head in three] - threshold
+        heads.bias[place] = counts @ [head.bias[column] for head, _ in three] - threshold
         heads.trained[place] = True
-    if not heads.trained.any():
-        raise DataError(
-            f"exchanges: no proposition is true of {FEWEST} answers and false of {FEWEST}, to two prompts at"
-            " least; expected one"
-        )
     return heads, scores
 
 
@@ -142,32 +141,48 @@ def answer_groups(exchanges: Sequence[Exchange]) -> list[int]:
     return found
 
 
-def _fit_three(rows: Sequence[Parts], yes: Bools) -> list[Head]:
-    """A head on each view of the rows, scaled so that their log-odds vary alike."""
-    heads = [fit_head(view, yes, _STRENGTH) for view in rows]
-    spreads = np.array([head(view).std() for head, view in zip(heads, rows, strict=True)])
-    usual = spreads.mean()
+def _folds(labels: Floats, groups: Places) -> Places:
+    """Draw what is held back together, [draws, N, P]; -1 of an answer that is not labelled.
+
+    Folds are drawn several times: where a yes is rare, one draw says little of where it should begin. All are
+    -1 of a proposition without labels enough.
+    """
+    found = np.full((_DRAWS, *labels.shape), -1)
+    for column, truth in enumerate(labels.T):
+        rated = np.flatnonzero(~np.isnan(truth))
+        yes, count = truth[rated] == 1, len(set(groups[rated]))
+        if min(yes.sum(), (~yes).sum()) < FEWEST or count < 2:
+            continue
+        for draw in range(_DRAWS):
+            folds = StratifiedGroupKFold(min(_FOLDS, count), shuffle=True, random_state=draw)
+            for fold, (_, held) in enumerate(folds.split(yes, yes, groups[rated])):
+                found[draw, rated[held], column] = fold
+    return found
+
+
+def _fit_three(views: Sequence[Parts], truth: Floats) -> list[tuple[OddsHeads, Floats]]:
+    """Heads on each view, and what to multiply theirs by [P] so that the log-odds of all views vary alike."""
+    heads = [fit_odds(view, truth, _STRENGTH) for view in views]
+    counts = ~np.isnan(truth)
+    spreads = np.array(
+        [head(view).std(axis=0, where=counts) for head, view in zip(heads, views, strict=True)]
+    )
+    usual = spreads.mean(axis=0)
     says = spreads > _CONSTANT * usual  # a view that is the same everywhere has no say
     scales = np.divide(usual, spreads, out=np.zeros_like(spreads), where=says)
-    return [head._replace(scale=scale) for head, scale in zip(heads, scales.tolist(), strict=True)]
+    return list(zip(heads, scales, strict=True))
 
 
-def _held_back_logits(rows: Sequence[Parts], yes: Bools, groups: Places) -> tuple[Floats, Bools]:
-    """Log-odds of each row by three heads that did not learn from its prompt, [3, draws * N]; and the truth.
-
-    Folds are drawn several times: where a yes is rare, one draw says little of where it should begin.
-    """
-    logits = np.zeros((len(rows), _DRAWS, len(yes)))
-    count = min(_FOLDS, len(set(groups)))
-    for draw in range(_DRAWS):
-        folds = StratifiedGroupKFold(count, shuffle=True, random_state=draw)
-        for train, test in folds.split(yes, yes, groups):
-            if yes[train].any() and not yes[train].all():
-                three = _fit_three([view.some(train) for view in rows], yes[train])
-                logits[:, draw, test] = [
-                    head(view.some(test)) for head, view in zip(three, rows, strict=True)
-                ]
-    return logits.reshape(len(rows), -1), np.tile(yes, _DRAWS)
+def _held_back_logits(views: Sequence[Parts], labels: Floats, folds: Places) -> Floats:
+    """Log-odds of each answer by three heads that did not learn from its prompt, [3, draws, N, P]."""
+    logits = np.zeros((len(views), *folds.shape))
+    for draw, drawn in enumerate(folds):
+        for fold in range(drawn.max() + 1):
+            held = drawn == fold
+            three = _fit_three(views, np.where(held, np.nan, labels))
+            for place, ((head, scale), view) in enumerate(zip(three, views, strict=True)):
+                logits[place, draw][held] = (scale * head(view))[held]
+    return logits
 
 
 def _shares(logits: Floats, yes: Bools) -> Floats:
@@ -238,8 +253,8 @@ class TrainedGrader:
             "sentence_share": torch.tensor(heads.sentence_share),
             "bias": torch.tensor(heads.bias),
             "trained": torch.tensor(heads.trained),
-            "scale.answers": torch.tensor(np.stack(reader.answers)),
-            "scale.sentences": torch.tensor(np.stack(reader.sentences)),
+            **{f"answers.{name}": torch.tensor(part) for name, part in reader.answers._asdict().items()},
+            **{f"sentences.{name}": torch.tensor(part) for name, part in reader.sentences._asdict().items()},
             "words.idf": torch.tensor(reader.words.idf_),
             "words.terms": torch.tensor(list(terms), dtype=torch.uint8),
         }
@@ -256,13 +271,23 @@ def load_grader(folder: Path, backbone: Backbone, layers: int, propositions: int
     terms = bytes(tensors["words.terms"].tolist()).decode("utf-8", "replace").split("\n")
     words = tfidf(vocabulary=terms)
     features = Features(backbone, layers)
-    expected = [propositions, features.width + len(terms)]
-    for name in ("weight", "sentence_weight"):
-        shape = list(tensors[name].shape)
-        if shape != expected or tensors["words.idf"].numel() != len(terms):
-            raise ModelError(f"{path}: tensor {name!r} has shape {shape}, expected {expected}")
+    components = [tensors[f"{of}.directions"].shape[-1] for of in ("answers", "sentences")]
+    expected = {
+        "weight": [propositions, components[0] + len(terms)],
+        "sentence_weight": [propositions, components[1] + len(terms)],
+        "answers.mean": [features.width],
+        "words.idf": [len(terms)],
+    }
+    for name, shape in expected.items():
+        if list(tensors[name].shape) != shape:
+            raise ModelError(
+                f"{path}: tensor {name!r} has shape {list(tensors[name].shape)}, expected {shape}"
+            )
     words.idf_ = tensors["words.idf"].double().numpy()
-    answers, parts = (Scale(*tensors[name].numpy()) for name in ("scale.answers", "scale.sentences"))
+    answers, parts = (
+        Projection(*(tensors[f"{of}.{name}"].numpy() for name in Projection._fields))
+        for of in ("answers", "sentences")
+    )
     weight, sentence_weight, share, bias = (tensors[name].double().numpy() for name in _TENSORS[:4])
     heads = Heads(weight, sentence_weight, share, bias, tensors["trained"].numpy())
     return TrainedGrader(features, Reader(answers, parts, words), heads)
