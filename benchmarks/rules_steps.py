@@ -130,5 +130,5 @@ def grade_held_back(config: GradeConfig, run: Run) -> None:
     np.savez(run.out / GRADES_FILE, test=test, ours=grades(everything), theirs=grades(Inputs(words, silent)))
 
 
-FEATURES = Step("benchmark.rules.features", 4, compute_features, config=FeaturesConfig)
-GRADE = Step("benchmark.rules.grade", 6, grade_held_back, config=GradeConfig)
+FEATURES = Step("benchmark.rules.features", 5, compute_features, config=FeaturesConfig)
+GRADE = Step("benchmark.rules.grade", 7, grade_held_back, config=GradeConfig)
