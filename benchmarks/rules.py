@@ -6,10 +6,11 @@ Parts are run one by one and saved after each; what was saved of other parts sta
 `--runs` is not done again.
 
 `split`: `rbr_gold.jsonl` of the folder is labelled by proposition; no two rows share a prompt. Graders learn
-on its `train` rows and are measured on its `test` rows. The peer is the same heads on TF-IDF of the answer
-alone. Thresholds and shares are chosen on training rows only. `cross_validated`: the same over all rows; what
-graders read, their strength and the rule for thresholds were chosen by cross-validation of the `train` rows,
-so that it has seen some of what it measures.
+on its `train` rows and are measured on its `test` rows. The peer is the same heads on TF-IDF of the answer;
+beside it, on TF-IDF of the answer and of its sentences, which is all but the model. Thresholds and shares are
+chosen on training rows only. `cross_validated`: the same over all rows; what graders read, their strength and
+the rule for thresholds were chosen by cross-validation of the `train` rows, so that it has seen some of what
+it measures.
 
 `order`: `train rules` fits weights with graders trained on all rows, on answers put together from templates
 to built-in prompts, and is measured on such answers to other prompts, beside the reward alone of `--scorer`
@@ -66,7 +67,7 @@ FLOORS = {
 """F1 that TF-IDF graders were measured at on the same split, before any of this; what is asked for."""
 
 
-def table(ours: Grades, theirs: Grades, labels: Grades, rules: RuleSet) -> dict[str, Any]:
+def table(ours: Grades, theirs: Grades, words: Grades, labels: Grades, rules: RuleSet) -> dict[str, Any]:
     """F1 of each proposition, of the peer, and their difference, by resampling prompts."""
     found = {}
     for place, name in enumerate(rules.names):
@@ -82,6 +83,7 @@ def table(ours: Grades, theirs: Grades, labels: Grades, rules: RuleSet) -> dict[
             "positives": int(yes.sum()),
             "grader": f1(x, yes),
             "tfidf": f1(y, yes),
+            "without_model": f1(words[:, place] > 0.5, yes),
             "difference": bootstrap(gap, clusters, draws=300)._asdict(),
             **({"floor": FLOORS[name]} if name in FLOORS else {}),
         }
@@ -95,16 +97,17 @@ def graded(wanted: Wanted, folds: list[int | None]) -> dict[str, Any]:
     exchanges = written(wanted.runs / "gold.jsonl", rows)
     config = FeaturesConfig(exchanges=exchanges, **encoder_of(wanted.settings))
     features, _ = done(wanted.runs, FEATURES, config)
-    ours, theirs = np.full_like(labels, np.nan), np.full_like(labels, np.nan)
+    by = {name: np.full_like(labels, np.nan) for name in ("ours", "theirs", "words")}
     held = []
     for fold in folds:
         one = GradeConfig(exchanges=exchanges, features=features, fold=fold, folds=FOLDS)
         place, _ = done(wanted.runs, GRADE, one)
         with np.load(place / GRADES_FILE) as found:
-            ours[found["test"]], theirs[found["test"]] = found["ours"], found["theirs"]
+            for name, grades in by.items():
+                grades[found["test"]] = found[name]
             held.append(found["test"])
     test = np.concatenate(held)
-    return table(ours[test], theirs[test], labels[test], rules)
+    return table(*(grades[test] for grades in by.values()), labels[test], rules)
 
 
 def order(wanted: Wanted, *, other_wordings: bool) -> dict[str, Any]:

@@ -17,8 +17,9 @@ from equipoise.models.windows import TextPair
 from equipoise.moderation.guard import load_guard
 from equipoise.records import Exchange, text_of
 from equipoise.rewards.answer_features import Features, Reader, fit_reader
-from equipoise.rewards.grading import Heads, TrainedGrader, answer_groups, fit_heads
+from equipoise.rewards.grading import Heads, answer_groups, fit_heads
 from equipoise.rewards.rules import load_rule_set
+from equipoise.rewards.trained_grader import TrainedGrader
 from equipoise.stats import Floats, bootstrap_mean, f1, paired_difference
 
 TOLD = ("judges_user", "declines", "regret")

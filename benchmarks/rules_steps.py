@@ -104,9 +104,9 @@ class GradeConfig(Config):
 
 
 def grade_held_back(config: GradeConfig, run: Run) -> None:
-    """Write places and grades of the held-back rows: by heads, and by heads on TF-IDF alone.
+    """Write places and grades of the held-back rows; NaN where a proposition has no head.
 
-    NaN where a proposition has no head.
+    They are those of heads, of heads on TF-IDF of answers, and of heads on TF-IDF of answers and sentences.
     """
     rows, rules = list(read_records(config.exchanges, Exchange)), load_rule_set("style")
     run.licences |= {row.licence for row in rows}
@@ -125,10 +125,16 @@ def grade_held_back(config: GradeConfig, run: Run) -> None:
         heads, _ = fit_heads(inputs.some(train), labels[train], [groups[i] for i in train])
         return np.where(heads.trained, heads(inputs.some(test)), np.nan)
 
-    words = everything.answers.words
+    words, parts = everything.answers.words, everything.sentences
     silent = Parts(Columns(words.dense, 0 * words.sparse), np.arange(len(rows)))
-    np.savez(run.out / GRADES_FILE, test=test, ours=grades(everything), theirs=grades(Inputs(words, silent)))
+    np.savez(
+        run.out / GRADES_FILE,
+        test=test,
+        ours=grades(everything),
+        theirs=grades(Inputs(words, silent)),
+        words=grades(Inputs(words, parts._replace(rows=parts.rows.words))),
+    )
 
 
 FEATURES = Step("benchmark.rules.features", 5, compute_features, config=FeaturesConfig)
-GRADE = Step("benchmark.rules.grade", 7, grade_held_back, config=GradeConfig)
+GRADE = Step("benchmark.rules.grade", 8, grade_held_back, config=GradeConfig)

@@ -10,9 +10,8 @@ import torch
 from scipy.sparse import csr_array
 from sklearn.linear_model import LogisticRegression
 
-from equipoise.errors import DataError, ModelError
+from equipoise.errors import DataError
 from equipoise.models.backbone import load_encoder
-from equipoise.models.checkpoints import load_tensors, save_tensors
 from equipoise.records import Exchange
 from equipoise.rewards import answer_features, grading
 from equipoise.rewards.answer_features import (
@@ -25,11 +24,9 @@ from equipoise.rewards.answer_features import (
 )
 from equipoise.rewards.grading import (
     FEWEST,
-    TrainedGrader,
     answer_groups,
     best_threshold,
     fit_heads,
-    load_grader,
 )
 from equipoise.rewards.summed_odds import Columns, Parts
 from equipoise.stats import auroc
@@ -51,6 +48,10 @@ def test_a_threshold_is_half_way_where_f1_is_best(
     assert found == pytest.approx((threshold, score))
 
 
+def answer(text: str, prompt: str = "How do I bake?") -> Exchange:
+    return Exchange(id="a", prompt=prompt, response=text)
+
+
 def data(count: int = 120, width: int = 100) -> tuple[Inputs, np.ndarray]:
     """More inputs than rows; one proposition in the features, one in the words, a third never true.
 
@@ -69,8 +70,9 @@ def columns(features: np.ndarray, words: np.ndarray) -> Columns:
 
 
 def silent(count: int, width: int) -> Parts:
-    """One sentence to each answer, all alike."""
-    return Parts(columns(*np.zeros((2, count, width))), np.arange(count))
+    """One to three sentences to each answer, all alike."""
+    of = np.repeat(np.arange(count), 1 + np.arange(count) % 3)
+    return Parts(columns(*np.zeros((2, len(of), width))), of)
 
 
 def in_sentences(count: int = 120, width: int = 30) -> tuple[Inputs, np.ndarray]:
@@ -144,11 +146,58 @@ def test_a_yes_begins_half_way_to_where_f1_was_best(monkeypatch: pytest.MonkeyPa
     assert (found[0].weight == found[1].weight).all()
 
 
-def test_the_three_heads_vary_alike() -> None:
-    inputs, labels = in_sentences()
+def some_unlabelled() -> tuple[Inputs, np.ndarray]:
+    """Three propositions: of the first too few answers are labelled, of the others not the same ones."""
+    inputs, truth = in_sentences()
+    labels = np.repeat(truth, 3, axis=1)
+    labels[9:, 0], labels[:20, 1], labels[90:, 2] = np.nan, np.nan, np.nan
+    labels[:, 2] = np.where(np.isnan(labels[:, 2]), np.nan, inputs.answers.dense[:, 0] > 0)
+    return inputs, labels
+
+
+def test_each_proposition_is_learned_as_if_it_were_alone() -> None:
+    inputs, labels = some_unlabelled()
+    together, scores = fit_heads(inputs, labels, range(120))
+    assert together.trained.tolist() == [False, True, True]
+    for place in (1, 2):
+        rated = np.flatnonzero(~np.isnan(labels[:, place]))
+        alone, score = fit_heads(inputs.some(rated), labels[rated, place : place + 1], rated.tolist())
+        assert scores[place] == score[0]
+        for found, expected in zip(together[:-1], alone[:-1], strict=True):
+            np.testing.assert_allclose(found[place], expected[0], atol=1e-4)
+
+
+def test_the_three_heads_vary_alike_on_what_they_learned_from() -> None:
+    inputs, labels = some_unlabelled()
     three = grading._fit_three(inputs.views, labels)
-    spreads = [scale[0] * head(view).std() for (head, scale), view in zip(three, inputs.views, strict=True)]
-    assert spreads == pytest.approx([spreads[0]] * 3)
+    for column in (1, 2):
+        rated = ~np.isnan(labels[:, column])
+        spreads = [
+            scale[column] * head(view)[rated, column].std()
+            for (head, scale), view in zip(three, inputs.views, strict=True)
+        ]
+        assert spreads == pytest.approx([spreads[0]] * 3)
+
+
+def test_what_is_held_back_is_judged_by_heads_that_did_not_see_it() -> None:
+    inputs, labels = some_unlabelled()
+    labels = labels[:, 1:]
+    folds = grading._folds(labels, np.arange(120))
+    assert ((folds < 0) == np.isnan(labels)).all()
+    assert not (folds[0] == folds[1]).all()
+    logits = grading._held_back_logits(inputs.views, labels, folds)
+    held = folds[1] == 2
+    three = grading._fit_three(inputs.views, np.where(held, np.nan, labels))
+    for place, ((head, scale), view) in enumerate(zip(three, inputs.views, strict=True)):
+        np.testing.assert_allclose(logits[place, 1][held], (scale * head(view))[held], rtol=1e-9)
+
+
+def test_what_a_head_without_a_yes_to_learn_from_says_counts_for_nothing() -> None:
+    inputs, labels = in_sentences()
+    groups = np.where(labels[:, 0] == 1, 0, 1 + np.arange(120) % 3)
+    folds = grading._folds(labels, groups)
+    logits = grading._held_back_logits(inputs.views, labels, folds)
+    assert (logits[:, :, labels[:, 0] == 1] == 0).all()
 
 
 def noisy(*errors: float, count: int = 400) -> tuple[np.ndarray, np.ndarray]:
@@ -240,12 +289,29 @@ def test_features_are_of_the_answer_and_of_each_sentence(tiny_encoder: Path) -> 
     assert found.answers.shape == (2, read.width)
     assert found.of.tolist() == [0, 0, 1]
     torch.testing.assert_close(found.some([1]).sentences, found.sentences[2:])
+    torch.testing.assert_close(found.some([1, 0]).sentences, torch.stack([one, one, two]))
     torch.testing.assert_close(found.sentences, torch.stack([one, two, one]))
     torch.testing.assert_close(found.answers[1], one)
     assert not torch.allclose(found.answers[0], one)
     torch.testing.assert_close(
         read([answer(first, "What about bread?")]).answers[0], one
     )  # no prompt is read
+
+
+def test_answers_and_sentences_are_projected_each_by_their_own_kind() -> None:
+    answers = ["One thing. Another thing.", "Another thing here.", "One thing."]
+    torch.manual_seed(0)
+    found = AnswerFeatures(torch.randn(3, 5), torch.randn(4, 5), torch.tensor([0, 0, 1, 2]))
+    reader = fit_reader(found, answers)
+    np.testing.assert_allclose(reader.answers.mean, found.answers.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(reader.sentences.mean, found.sentences.mean(0), rtol=1e-5)
+    inputs = reader(found, answers)
+    np.testing.assert_allclose(inputs.answers.dense, reader.answers(found.answers))
+    np.testing.assert_allclose(inputs.sentences.rows.dense, reader.sentences(found.sentences))
+    words = inputs.answers.sparse.toarray(), inputs.sentences.rows.sparse.toarray()
+    np.testing.assert_allclose(words[1][2:], words[0][1:])  # answers of one sentence
+    assert (words[1][0] != words[0][0]).any()
+    assert inputs.some([2, 0]).sentences.of.tolist() == [0, 1, 1]
 
 
 def test_single_words_are_no_sentences_but_for_an_answer_of_one() -> None:
@@ -268,9 +334,12 @@ def test_answers_without_labels_enough_are_refused() -> None:
 
 
 def test_a_projected_row_is_about_as_long_as_one_of_words() -> None:
-    features = torch.randn(50, 60, generator=torch.Generator().manual_seed(0)) * 7 + 3
+    features = torch.randn(200, 20, generator=torch.Generator().manual_seed(0)) * 7 + 3
     features[:, 4] = 2.0  # says nothing, and is no division by zero
+    before = features.clone()
     found = fit_projection(features)
+    assert torch.equal(features, before)
+    assert (fit_projection(torch.ones(5, 3))(torch.zeros(2, 3)) == 0).all()
     assert np.linalg.norm(found(features), axis=1).mean() == pytest.approx(1, abs=0.1)
     assert (found.directions[4] == 0).all()
 
@@ -286,88 +355,6 @@ def test_a_projection_keeps_the_directions_in_which_texts_differ_most(
     assert found.shape == (80, 2)
     _, left, *_ = np.linalg.lstsq(found, (hidden - hidden.mean(0)).numpy())
     assert left.max() < 1e-3 * 80
-
-
-SORRY, HELP = (
-    "I am sorry, but I cannot help with that request {}.",
-    "Mix flour, water and salt, then wait {}.",
-)
-
-
-def answer(text: str, prompt: str = "How do I bake?") -> Exchange:
-    return Exchange(id="a", prompt=prompt, response=text)
-
-
-def exchanges(count: int) -> list[Exchange]:
-    return [
-        Exchange(id=str(n), prompt=f"How do I bake bread {n}?", response=(SORRY if n % 2 else HELP).format(n))
-        for n in range(count)
-    ]
-
-
-@pytest.fixture(scope="module")
-def grader(tiny_encoder: Path) -> TrainedGrader:
-    features, rows = Features(load_encoder(str(tiny_encoder), device="cpu"), 2), exchanges(40)
-    found, answers = features(rows), [e.response for e in rows]
-    reader = fit_reader(found, answers)
-    labels = np.array([[float(n % 2), float("nan")] for n in range(40)])
-    heads, _ = fit_heads(reader(found, answers), labels, range(40))
-    return TrainedGrader(features, reader, heads)
-
-
-def test_a_trained_grader_tells_answers_apart_and_is_the_same_after_a_save(
-    grader: TrainedGrader, tiny_encoder: Path, tmp_path: Path
-) -> None:
-    rows = exchanges(46)[40:]
-    grades = grader(rows)
-    assert (grades[:, 0] > 0.5).tolist() == [False, True] * 3
-    grader.save(tmp_path)
-    loaded = load_grader(tmp_path, load_encoder(str(tiny_encoder), device="cpu"), 2, 2)
-    np.testing.assert_allclose(loaded(rows), grades, atol=1e-5)
-
-
-def test_no_answers_have_no_grades(grader: TrainedGrader) -> None:
-    assert grader([]).shape == (0, 2)
-
-
-def test_graders_of_an_earlier_version_are_named_as_such(
-    grader: TrainedGrader, tiny_encoder: Path, tmp_path: Path
-) -> None:
-    grader.save(tmp_path)
-    tensors = load_tensors(tmp_path / "weights.safetensors")
-    tensors["scale.mean"] = tensors["bias"].clone()
-    save_tensors(tmp_path / "weights.safetensors", tensors)
-    with pytest.raises(ModelError, match="graders of an earlier version; expected them to be trained again"):
-        load_grader(tmp_path, load_encoder(str(tiny_encoder), device="cpu"), 2, 2)
-
-
-def test_many_answers_are_graded_some_at_a_time(
-    grader: TrainedGrader, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rows = exchanges(7)
-    at_once = grader(rows)
-    monkeypatch.setattr(grading, "_AT_ONCE", 3)
-    np.testing.assert_allclose(grader(rows), at_once, atol=1e-6)
-
-
-def test_a_grade_does_not_depend_on_the_other_answers(grader: TrainedGrader) -> None:
-    rows = exchanges(6)
-    np.testing.assert_allclose(grader(rows)[3], grader([rows[3]])[0], atol=1e-6)
-
-
-def test_heads_for_another_model_or_other_rules_are_refused(
-    grader: TrainedGrader, tiny_encoder: Path, tmp_path: Path
-) -> None:
-    grader.save(tmp_path)
-    backbone = load_encoder(str(tiny_encoder), device="cpu")
-    for layers, propositions in ((1, 2), (2, 3)):
-        with pytest.raises(ModelError, match=r"tensor '(weight|answers\.mean)' has shape"):
-            load_grader(tmp_path, backbone, layers, propositions)
-    tensors = load_tensors(tmp_path / "weights.safetensors")
-    del tensors["bias"]
-    save_tensors(tmp_path / "weights.safetensors", tensors)
-    with pytest.raises(ModelError, match="the first is bias"):
-        load_grader(tmp_path, backbone, 2, 2)
 
 
 def test_answers_without_a_word_in_common_are_refused() -> None:

@@ -75,6 +75,8 @@ def test_a_head_whose_answers_are_all_a_yes_is_zero() -> None:
     heads = fit_odds(whole(rows), truth, 10.0)
     assert (heads.weight[:2] == 0).all()
     assert heads.bias[:2].tolist() == [0, 0]
+    two_each = Parts(columns(np.repeat(rows, 2, axis=0)), np.repeat(np.arange(20), 2))
+    assert heads(two_each)[:, 0].tolist() == pytest.approx([math.log(2)] * 20)
     assert (heads.weight[2] != 0).all()
 
 
@@ -123,5 +125,5 @@ def test_dense_and_sparse_columns_are_multiplied_as_one_matrix() -> None:
         found = columns(rows, dense)
         assert found.width == 5
         np.testing.assert_allclose(found @ weight, rows @ weight, rtol=1e-12)
-        np.testing.assert_allclose(found.weighed(sums), sums @ rows, rtol=1e-12)
+        np.testing.assert_allclose(found.weighted_sum(sums), sums @ rows, rtol=1e-12)
         assert found.words.width == 5 - dense

@@ -90,7 +90,7 @@ def load_rules(
 def load_trained(folder: Path, card: RulesCard, device: Device) -> Grader:
     """Load the trained heads of a folder."""
     from equipoise.models.backbone import load_encoder
-    from equipoise.rewards.grading import load_grader
+    from equipoise.rewards.trained_grader import load_grader
 
     assert isinstance(card.grader, TrainedBy)
     backbone = load_encoder(card.grader.backbone, device=device)

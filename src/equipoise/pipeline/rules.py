@@ -199,7 +199,8 @@ def _train_grader(
 ) -> tuple[Grader, TrainedBy, dict[str, float]]:
     from equipoise.models.backbone import load_encoder
     from equipoise.rewards.answer_features import Features, fit_reader
-    from equipoise.rewards.grading import TrainedGrader, answer_groups, fit_heads
+    from equipoise.rewards.grading import answer_groups, fit_heads
+    from equipoise.rewards.trained_grader import TrainedGrader
 
     exchanges = [e for path in config.exchanges for e in read_records(path, Exchange)]
     if not exchanges:

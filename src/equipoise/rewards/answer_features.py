@@ -4,7 +4,8 @@ Some propositions are a matter of wording ("I'm sorry"), which a mean over token
 which counts of words miss; others of one sentence among many. So there are words and word pairs, the pooled
 features of `models/features.py`, both of the whole answer and of each of its sentences.
 
-Shapes: N answers, S sentences of them, F features of a text, K of their projection, W words.
+Shapes: N answers, S sentences of them, F features of a text, of which a projection leaves K of an answer and
+L of a sentence, W words.
 """
 
 import math
@@ -50,7 +51,7 @@ class Inputs(NamedTuple):
     answers: Columns
     """Projected features and words of whole answers, [N, K + W]."""
     sentences: Parts
-    """The same of each sentence, [S, K + W]."""
+    """The same of each sentence, [S, L + W]."""
 
     @property
     def views(self) -> list[Parts]:
@@ -80,12 +81,17 @@ class Projection(NamedTuple):
 def fit_projection(features: torch.Tensor) -> Projection:
     """Project on the principal components of standardised training features [N, F].
 
-    What is left out varies little among texts, and weights that are held small say little by it.
+    They are 256 at most, and no more than there are rows. Along the others texts differ little.
     """
-    plain = features.double().numpy()
-    std = plain.std(axis=0)
-    mean, scale = plain.mean(axis=0), np.where(std > 0, std, np.inf) * math.sqrt(plain.shape[1])
-    components = PCA(min(_COMPONENTS, *plain.shape), random_state=0).fit((plain - mean) / scale).components_
+    rows = features.double().numpy()  # a copy, worked on in place: sentences are many
+    mean, std = rows.mean(axis=0), rows.std(axis=0)
+    scale = np.where(std > 0, std, np.inf) * math.sqrt(rows.shape[1])
+    if not std.any():
+        return Projection(mean, np.zeros((rows.shape[1], 1)))
+    rows -= mean
+    rows /= scale
+    count = min(_COMPONENTS, *rows.shape)
+    components = PCA(count, copy=False, random_state=0).fit(rows).components_
     return Projection(mean, components.T / scale[:, None])
 
 

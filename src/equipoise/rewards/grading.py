@@ -3,31 +3,26 @@
 A head is the mean of three: on the answer's words alone, on words and features of the whole answer, and on
 those of each of its sentences, whose odds are summed; see `answer_features` and `summed_odds`. What each of
 the three counts for, and where a yes begins, come from cross-validation in which the answers to one prompt,
-and equal answers, stay together. A yes begins half-way
-between log-odds of 0, where it would if yes and no were as many, and what gave the best F1 there: that hangs
-on few answers.
+and equal answers, stay together. A yes begins half-way between log-odds of 0, where it would if yes and no
+were as many, and what gave the best F1 there: that hangs on few answers.
 
-Shapes: N answers, P propositions, K projected features of a text, W words.
+Shapes: N answers, P propositions, K projected features of an answer and L of a sentence, W words.
 """
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from scipy.optimize import minimize
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold
 
 from equipoise.data.splits import normalise_prompt
-from equipoise.errors import DataError, ModelError
-from equipoise.models.backbone import Backbone
-from equipoise.models.checkpoints import load_tensors, require_all, save_tensors
+from equipoise.errors import DataError
 from equipoise.records import Exchange, text_of
-from equipoise.rewards.answer_features import Features, Inputs, Projection, Reader, tfidf
+from equipoise.rewards.answer_features import Inputs
 from equipoise.rewards.rules import Grades
 from equipoise.rewards.summed_odds import Bools, Floats, OddsHeads, Parts, Places, fit_odds, sum_odds
 from equipoise.stats import f1
@@ -42,14 +37,6 @@ _STRENGTH = 10.0
 _NEARLY = 0.98
 _NEAR_EQUAL = 0.01
 """Weight of the squared logarithm of a head's weight over an equal share."""
-_FILE = "weights.safetensors"
-_TENSORS = (
-    *("weight", "sentence_weight", "sentence_share", "bias"),
-    *("answers.mean", "answers.directions", "sentences.mean", "sentences.directions"),
-    *("trained", "words.idf", "words.terms"),
-)
-_AT_ONCE = 256
-"""Answers whose sentences are in memory at once."""
 
 
 class Heads(NamedTuple):
@@ -58,7 +45,7 @@ class Heads(NamedTuple):
     weight: Floats
     """[P, K + W] of whole answers."""
     sentence_weight: Floats
-    """[P, K + W] of sentences."""
+    """[P, L + W] of sentences."""
     sentence_share: Floats
     """[P] what the summed odds of the sentences count for."""
     bias: Floats
@@ -168,7 +155,8 @@ def _fit_three(views: Sequence[Parts], truth: Floats) -> list[tuple[OddsHeads, F
         [head(view).std(axis=0, where=counts) for head, view in zip(heads, views, strict=True)]
     )
     usual = spreads.mean(axis=0)
-    says = spreads > _CONSTANT * usual  # a view that is the same everywhere has no say
+    learned = np.array([(head.weight != 0).any(axis=1) for head in heads])
+    says = learned & (spreads > _CONSTANT * usual)  # a view that is the same everywhere has no say
     scales = np.divide(usual, spreads, out=np.zeros_like(spreads), where=says)
     return list(zip(heads, scales, strict=True))
 
@@ -226,68 +214,3 @@ def best_threshold(scores: Floats, yes: Bools) -> tuple[float, float]:
     good = np.flatnonzero(values >= _NEARLY * values.max())
     middle = good[(len(good) - 1) // 2]
     return float(cuts[middle]), float(values[middle])
-
-
-class TrainedGrader:
-    """A `rules.Grader` of trained heads."""
-
-    def __init__(self, features: Features, reader: Reader, heads: Heads) -> None:
-        """Put the heads behind what they read."""
-        self.features, self.reader, self.heads = features, reader, heads
-
-    def __call__(self, exchanges: Sequence[Exchange]) -> Grades:
-        """Return the grades of each answer, [N, P]; 0 of a proposition without a trained head."""
-        found = [np.zeros((0, len(self.heads.trained)))]
-        for start in range(0, len(exchanges), _AT_ONCE):
-            some = exchanges[start : start + _AT_ONCE]
-            found.append(self.heads(self.reader(self.features(some), [e.response for e in some])))
-        return np.concatenate(found)
-
-    def save(self, folder: Path) -> None:
-        """Write heads and words; the model stands in the card."""
-        heads, reader = self.heads, self.reader
-        terms = "\n".join(reader.words.get_feature_names_out()).encode()
-        tensors = {
-            "weight": torch.tensor(heads.weight, dtype=torch.float32),
-            "sentence_weight": torch.tensor(heads.sentence_weight, dtype=torch.float32),
-            "sentence_share": torch.tensor(heads.sentence_share),
-            "bias": torch.tensor(heads.bias),
-            "trained": torch.tensor(heads.trained),
-            **{f"answers.{name}": torch.tensor(part) for name, part in reader.answers._asdict().items()},
-            **{f"sentences.{name}": torch.tensor(part) for name, part in reader.sentences._asdict().items()},
-            "words.idf": torch.tensor(reader.words.idf_),
-            "words.terms": torch.tensor(list(terms), dtype=torch.uint8),
-        }
-        save_tensors(folder / _FILE, tensors)
-
-
-def load_grader(folder: Path, backbone: Backbone, layers: int, propositions: int) -> TrainedGrader:
-    """Load what `TrainedGrader.save` wrote; what does not fit raises ModelError."""
-    path = folder / _FILE
-    tensors = load_tensors(path)
-    if "scale.mean" in tensors:
-        raise ModelError(f"{path}: graders of an earlier version; expected them to be trained again")
-    require_all(tensors, _TENSORS, str(path))
-    terms = bytes(tensors["words.terms"].tolist()).decode("utf-8", "replace").split("\n")
-    words = tfidf(vocabulary=terms)
-    features = Features(backbone, layers)
-    components = [tensors[f"{of}.directions"].shape[-1] for of in ("answers", "sentences")]
-    expected = {
-        "weight": [propositions, components[0] + len(terms)],
-        "sentence_weight": [propositions, components[1] + len(terms)],
-        "answers.mean": [features.width],
-        "words.idf": [len(terms)],
-    }
-    for name, shape in expected.items():
-        if list(tensors[name].shape) != shape:
-            raise ModelError(
-                f"{path}: tensor {name!r} has shape {list(tensors[name].shape)}, expected {shape}"
-            )
-    words.idf_ = tensors["words.idf"].double().numpy()
-    answers, parts = (
-        Projection(*(tensors[f"{of}.{name}"].numpy() for name in Projection._fields))
-        for of in ("answers", "sentences")
-    )
-    weight, sentence_weight, share, bias = (tensors[name].double().numpy() for name in _TENSORS[:4])
-    heads = Heads(weight, sentence_weight, share, bias, tensors["trained"].numpy())
-    return TrainedGrader(features, Reader(answers, parts, words), heads)

@@ -3,9 +3,10 @@
 One sentence can make a proposition true of a whole answer, and labels do not say which. Where sentences are
 the parts, the head learns that too: the log-odds of an answer are log(sum(exp(z))) over the log-odds z of its
 sentences, so that the gradient goes to those that speak for it. Where each answer is one part, this is
-logistic regression. (Multiple-instance learning; Ray and Craven 2005 compare such heads.)
+logistic regression. (Multiple-instance learning; Ray and Craven 2005 compare such heads.) More sentences are
+more odds, so what a head says grows with the logarithm of their number.
 
-Shapes: N answers, S parts of them, D columns, the first F of them dense, P heads.
+Shapes: N answers, S parts of them, D columns, P heads.
 """
 
 from collections.abc import Sequence
@@ -16,31 +17,33 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.sparse import csr_array
 from scipy.special import expit
+from threadpoolctl import threadpool_limits
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 Places = NDArray[np.intp]
 
 _STEPS = 1000
+"""Of the fit, at most; some 50 are usual."""
 
 
 class Columns(NamedTuple):
-    """Rows of D columns, of which the last are mostly zero."""
+    """R rows of D columns, of which the last are mostly zero."""
 
     dense: Floats
-    """[S, F]"""
+    """[R, the first of D]"""
     sparse: csr_array
-    """[S, D - F]"""
+    """[R, the rest of D]"""
 
     def __matmul__(self, weight: Floats) -> Floats:
-        """Multiply by weights: [D] or [D, P] in, [S] or [S, P] out."""
+        """Multiply by weights: [D] or [D, P] in, [R] or [R, P] out."""
         width = self.dense.shape[1]
         found: Floats = self.dense @ weight[:width] + self.sparse @ weight[width:]
         return found
 
-    def weighed(self, rows: Floats) -> Floats:
-        """Sum the rows by weights [S] of theirs, [D]."""
-        return np.concatenate([rows @ self.dense, rows @ self.sparse])
+    def weighted_sum(self, weights: Floats) -> Floats:
+        """Sum the rows by weights of theirs: [R] in, [D] out."""
+        return np.concatenate([weights @ self.dense, weights @ self.sparse])
 
     @property
     def width(self) -> int:
@@ -77,7 +80,9 @@ class Parts(NamedTuple):
 
 
 def parts_of(of: Places, answers: Sequence[int] | Places) -> tuple[Places, Places]:
-    """Return where the parts of some answers are, and which of these answers each is of, both [S].
+    """Return where the parts of some answers are, and which of these answers each is of.
+
+    Both have as many places as these answers have parts.
 
     Args:
         of: As in `Parts`.
@@ -122,25 +127,33 @@ class OddsHeads(NamedTuple):
 def fit_odds(parts: Parts, truth: Floats, strength: float) -> OddsHeads:
     """Fit heads by the log loss, with yes and no of each counting alike.
 
+    The fit begins at 0; where answers have several parts the loss is not convex, and another beginning could
+    end elsewhere.
+
     Args:
         parts: Of the answers.
-        truth: [N, P] 1 yes, 0 no, NaN where the answer does not count. A head of which all that count are one
-            of the two is 0.
+        truth: [N, P] 1 yes, 0 no, NaN where the answer does not count. Where all that count are one of the
+            two, weights and bias are 0.
         strength: Inverse weight of the squared weights, as `C` of scikit-learn's `LogisticRegression`.
     """
-    heads = np.array([_fit_one(parts, column, strength) for column in truth.T])
+    with threadpool_limits(
+        1, user_api="blas"
+    ):  # products this small lose by being shared out, eightfold on two cores
+        heads = np.array([_fit_one(parts, column, strength) for column in truth.T])
     return OddsHeads(heads[:, :-1], heads[:, -1])
 
 
 def _fit_one(parts: Parts, truth: Floats, strength: float) -> Floats:
     """Weights and bias of one head, [D + 1]."""
-    rows, of, first = parts.rows, parts.of, parts.first
-    yes, no = truth == 1, truth == 0
-    start = np.zeros(rows.width + 1)
-    if not (yes.any() and no.any()):
+    start = np.zeros(parts.rows.width + 1)
+    counts = np.flatnonzero(~np.isnan(truth))
+    yes = truth[counts] == 1
+    if yes.all() or not yes.any():
         return start
-    sign, half = np.where(yes, -1.0, 1.0), (yes | no).sum() / 2
-    alike = yes * (half / yes.sum()) + no * (half / no.sum())
+    rows, of = parts.some(counts)
+    first = np.flatnonzero(np.diff(of, prepend=-1))
+    sign = np.where(yes, -1.0, 1.0)
+    alike = np.where(yes, 0.5 / yes.mean(), 0.5 / (~yes).mean())
 
     def loss(at: Floats) -> tuple[float, Floats]:
         weight, bias = at[:-1], at[-1]
@@ -148,7 +161,7 @@ def _fit_one(parts: Parts, truth: Floats, strength: float) -> Floats:
         summed = sum_odds(logits, first)
         wrong = sign * (summed + bias)
         slope = alike * sign * expit(wrong)
-        down = rows.weighed(slope[of] * np.exp(logits - summed[of]))
+        down = rows.weighted_sum(slope[of] * np.exp(logits - summed[of]))
         value = alike @ np.logaddexp(0, wrong) + weight @ weight / (2 * strength)
         return float(value), np.append(down + weight / strength, slope.sum())
 
