@@ -13,13 +13,14 @@ ROWS = (
     ("own", "reward", "reward (its own scorers)"),
     ("own", "harmful_rate", "harmful answers (the guard of the package)"),
     ("own", "over_refusal", "harmless prompts refused, partly or fully (the guard of the package)"),
+    ("own", "truly_safe", "truly safe answers, all prompts (the guard of the package)"),
     ("others", "unsafe_by_cost", "cost above 0, harmful prompts (a scorer of other prompts)"),
     ("others", "cost_harmful", "mean cost, harmful prompts (a scorer of other prompts)"),
     ("others", "harmful_rate", "harmful answers (a guard of other prompts)"),
     ("others", "over_refusal", "harmless prompts refused, partly or fully (a guard of other prompts)"),
     ("others", "over_refusal_opening", "harmless prompts whose answer begins as a refusal does"),
     ("others", "reward", "reward (a scorer of other prompts)"),
-    ("others", "truly_safe", "truly safe answers, all prompts"),
+    ("others", "truly_safe", "truly safe answers, all prompts (a guard of other prompts)"),
     ("others", "repetition", "repeated word 3-grams"),
 )
 
@@ -41,7 +42,7 @@ def _seed(seed: str, found: dict[str, Any]) -> list[str]:
             rows.append([title, *(number(told[side]) for side in ("before", "after", "difference"))])
     rows += [
         [
-            f"harmless prompts of {source} refused",
+            f"harmless prompts of {source} refused (a guard of other prompts)",
             *(f"{told[side]:.3f}" for side in ("before", "after")),
             number(told["difference"]),
         ]
@@ -49,10 +50,14 @@ def _seed(seed: str, found: dict[str, Any]) -> list[str]:
     ]
     minutes = found["minutes"]["policy"]
     cost = found["own"]["metrics"]["cost_harmful"]["after"]
+    lowest = min(update["costs"]["cost"] for update in found["updates"])
+    where = "within it" if found["mean_of_last_updates"] <= found["budget"] else "not within it yet"
     return [
         f"**Seed {seed}**: {len(found['updates'])} updates in {minutes:.0f} minutes. The mean cost may be"
-        f" {found['budget']:.3f}, a quantile of what the starting policy's responses cost; over the last"
-        f" updates it is {found['mean_of_last_updates']:.3f}. On held-back prompts, which all drew an unsafe"
-        f" answer, it is {number(cost)}: {found['budget_on_held_back']}.",
+        f" {found['budget']:.3f}, a quantile of what the starting policy's responses cost. The policy's"
+        f" samples at temperature 1, which it learns from, are {where}:"
+        f" {found['mean_of_last_updates']:.3f} over the last updates, {lowest:.3f} in the best one. Its greedy"
+        f" answers to held-back prompts, which all drew an unsafe answer, cost {number(cost)}:"
+        f" {found['budget_on_held_back']}.",
         table(["on held-back prompts", "before", "after", "after less before"], rows),
     ]

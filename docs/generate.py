@@ -18,6 +18,7 @@ from cells import table
 from constrained_table import constrained
 from objective_tables import objective_results
 from recipe_tables import results
+from rules_table import graders
 from speed_tables import HEAD as SPEED_HEAD
 from speed_tables import SERVER_HEAD, rows_of_server, rows_of_speed
 
@@ -150,6 +151,7 @@ def objective(name: str, function: Callable[..., Any]) -> list[str]:
 PAGES = {
     HERE / "guides" / "constrained_rl.md": constrained,
     HERE / "guides" / "objectives.md": objective_results,
+    HERE / "guides" / "rules.md": graders,
     HERE / "guides" / "speed.md": lambda: table(SPEED_HEAD, rows_of_speed()),
     HERE / "guides" / "serve.md": lambda: table(SERVER_HEAD, rows_of_server()),
     HERE / "cli.md": command_page,

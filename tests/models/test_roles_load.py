@@ -137,6 +137,37 @@ def test_critics_can_have_an_adapter_of_their_own(tiny_llama: Path) -> None:
 
 
 @pytest.mark.parametrize("tune", ["lora", "full"])
+def test_critics_can_have_a_model_of_their_own(tune: str, tiny_llama: Path, tmp_path: Path) -> None:
+    other = load_causal(str(tiny_llama), device="cpu")
+    with torch.no_grad():
+        next(other.model.parameters()).add_(1.0)
+    other.model.save_pretrained(tmp_path / "value")
+    other.tokenizer.save_pretrained(tmp_path / "value")
+    fields = {"policy": str(tiny_llama), "tune": tune, "rank": 2, "device": "cpu", "critic": "model"}
+    roles = load_roles(
+        RoleSettings.model_validate({**fields, "critic_model": str(tmp_path / "value")}), ("cost",)
+    )
+    critic = set(map(id, roles.weights("critic")))
+    assert not critic & set(map(id, roles.weights("actor")))
+    with torch.no_grad():
+        nn.init.normal_(roles.heads["critic"].values.weight)  # type: ignore[union-attr, arg-type]
+        theirs = other.model(torch.arange(6)[None], output_hidden_states=True).hidden_states[-1]
+        ours = roles.roles["critic"].backbone.model(torch.arange(6)[None], output_hidden_states=True)
+    torch.testing.assert_close(ours.hidden_states[-1], theirs)
+    with roles.use("critic") as role:
+        values = role.read(ROWS).values
+        assert values is not None
+        (values**2).sum().backward()
+    learned = {id(p) for p in roles.parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert learned & critic
+    assert learned <= critic | set(map(id, roles.heads["critic"].parameters()))
+    with pytest.raises(
+        ConfigError, match="critic_model: got one where critic is 'heads'; expected critic=model"
+    ):
+        load_config(RoleSettings, overrides=[f"policy={tiny_llama}", "critic_model=m"])
+
+
+@pytest.mark.parametrize("tune", ["lora", "full"])
 def test_the_estimate_is_what_is_loaded(
     tiny_llama: Path, tmp_path: Path, tune: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -196,5 +227,7 @@ def test_what_does_not_fit_is_refused(tiny_llama: Path, tiny_encoder: Path, tmp_
     model.save(folder)
     with pytest.raises(ModelError, match="tensors are missing"):
         load_roles(settings.model_copy(update={"scorer": folder}))
-    with pytest.raises(ConfigError, match="critic: got 'adapter' where tune is 'full'; expected heads"):
+    with pytest.raises(
+        ConfigError, match="critic: got 'adapter' where tune is 'full'; expected heads or model"
+    ):
         load_config(RoleSettings, overrides=[f"policy={tiny_llama}", "tune=full", "critic=adapter"])

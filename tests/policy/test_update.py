@@ -236,6 +236,7 @@ WAYS: dict[str, tuple[str, dict[str, Any]]] = {
         {"kl": {"beta": 0.3, "place": "reward"}, "whiten": "together", "gae": {"gamma": 0.9, "decay": 0.5}},
     ),
     "critic adapter": ("ppo", {"roles": {"critic": "adapter"}}),
+    "critic model": ("ppo", {"roles": {"critic": "model"}}),
     "critics reach the trunk": ("ppo", {"roles": {"critics_reach_trunk": True}}),
     "grpo": ("group", {}),
     "rloo": ("group", {"estimator": "rloo", "kl": {"beta": 0.3, "place": "reward"}}),
@@ -348,12 +349,14 @@ def test_a_gradient_that_is_no_number_is_named(make_config: Any, arbitrary: Any)
         learner.learn(experience, credit(config, experience, [MULTIPLIER], [BUDGET]), 0)
 
 
-def test_actor_and_critics_have_rates_of_their_own(make_config: Any) -> None:
-    config = make_config("ppo", roles={**make_config("ppo").roles.model_dump(), "critic": "adapter"})
+@pytest.mark.parametrize("critic", ["adapter", "model"])
+def test_actor_and_critics_have_rates_of_their_own(critic: str, make_config: Any) -> None:
+    config = make_config("ppo", roles={**make_config("ppo").roles.model_dump(), "critic": critic})
     roles = roles_of(config)
     actor, critics = learners(roles)
     names = {id(p): n for n, p in roles.named_parameters()}
     assert all(is_of(names[id(p)], "default") for p in actor)
+    assert len(actor) + len(critics) == sum(p.requires_grad for p in roles.parameters())
     assert {names[id(p)].split(".")[0] for p in critics} == {"heads", "trunks"}
     assert not {id(p) for p in actor} & {id(p) for p in critics}
     learning = Learner(roles, config).optimizer.param_groups

@@ -98,7 +98,7 @@ class Roles(nn.Module):
         self.requires_grad_(False)
         for name, role in self.roles.items():
             if role.learns:
-                for parameter in self._weights(name):
+                for parameter in self.weights(name):
                     parameter.requires_grad_(True)
         for name, head in self.heads.items():
             head.requires_grad_(self._role(name).learns)
@@ -156,9 +156,9 @@ class Roles(nn.Module):
             )
         return self.roles[name]
 
-    def _weights(self, name: str) -> list[nn.Parameter]:
-        """Return what learns in a role."""
-        model, adapter, _ = self.roles[name]
+    def weights(self, name: str) -> list[nn.Parameter]:
+        """Return a role's own weights, its head apart; those of another role raise ModelError."""
+        model, adapter, _ = self._role(name)
         if adapter is None:
             others = [n for n, role in self.roles.items() if n != name and role.backbone.model is model.model]
             if others:

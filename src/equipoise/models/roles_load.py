@@ -57,17 +57,21 @@ class RoleSettings(Config):
     scorer: InputPath | None = None
     """Folder of a scorer that reads a language model's last token; others are called as rewards. It shares
     the reference's weights where it was trained on them, and is a model of its own elsewhere."""
-    critic: Literal["heads", "adapter"] = "heads"
-    """Whether the critics read the actor's hidden states or those of an adapter of their own."""
+    critic: Literal["heads", "adapter", "model"] = "heads"
+    """Whether the critics read the actor's hidden states, those of an adapter, or of a model of their own."""
+    critic_model: ModelRef | None = None
+    """What critics of `model` begin as, of the policy's tokens; the policy where None."""
     critics_reach_trunk: bool = False
-    """Let the critics' losses change the weights below their heads; always so with an adapter."""
+    """Let the critics' losses change the weights below their heads; always so where these are their own."""
     dtype: DType = "auto"
     device: Device = "auto"
 
     @model_validator(mode="after")
     def _critic_has_a_place(self) -> "RoleSettings":
         if self.critic == "adapter" and self.tune == "full":
-            raise ValueError("critic: got 'adapter' where tune is 'full'; expected heads")
+            raise ValueError("critic: got 'adapter' where tune is 'full'; expected heads or model")
+        if self.critic_model is not None and self.critic != "model":
+            raise ValueError(f"critic_model: got one where critic is '{self.critic}'; expected critic=model")
         return self
 
 
@@ -104,9 +108,12 @@ def load_roles(settings: RoleSettings, values: Sequence[str] = ("reward", "cost"
 
     torch.manual_seed(seed)
     roles = _assemble(settings, values, load)
-    actor, reference = (roles.roles[name].backbone.tokenizer for name in (ACTOR, REFERENCE))
-    if actor is not reference and actor.get_vocab() != reference.get_vocab():
-        raise ModelError(f"roles.reference: {settings.reference}: has another tokenizer than the policy")
+    actor = roles.roles[ACTOR].backbone.tokenizer
+    for name in (REFERENCE, CRITIC):
+        if name in roles.roles:
+            other = roles.roles[name].backbone
+            if actor is not other.tokenizer and actor.get_vocab() != other.tokenizer.get_vocab():
+                raise ModelError(f"roles.{name}: {other.ref}: has another tokenizer than the policy")
     if settings.scorer is not None:
         _fill_scorer(roles, settings.scorer)
         roles.scorer_folder = settings.scorer
@@ -172,8 +179,11 @@ def _assemble(settings: RoleSettings, values: Sequence[str], load: Open) -> Role
     if settings.critic == "adapter" and values:
         trunk = _adapted(trunk, CRITIC, settings.rank, settings.alpha)
         roles[CRITIC] = Role(trunk, _ADAPTERS[CRITIC], learns=True)
+    if settings.critic == "model" and values:
+        roles[CRITIC] = Role(load(settings.critic_model or settings.policy, True), learns=True)
     if values:
-        heads[CRITIC if CRITIC in roles else ACTOR] = ValueHeads(_width(trunk), values)
+        who = CRITIC if CRITIC in roles else ACTOR
+        heads[who] = ValueHeads(_width(roles[who].backbone), values)
     if settings.scorer is not None:
         card = _scorer_card(settings.scorer)
         is_tuned = card.own_trunk or card.top_layers > 0

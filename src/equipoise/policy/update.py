@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from equipoise.config import bind
 from equipoise.errors import RunStoppedError
 from equipoise.models.layout import Row, token_budget_batches
-from equipoise.models.roles import InUse, Roles, is_of
+from equipoise.models.roles import InUse, Roles
 from equipoise.models.roles_load import ACTOR, CRITIC
 from equipoise.objectives.kl import KL_ESTIMATORS
 from equipoise.objectives.policy_gradient import (
@@ -254,13 +254,12 @@ class Learner:
 
 def learners(roles: Roles) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Return what learns of the actor, and of the critics."""
-    adapter = roles.roles[CRITIC].adapter if CRITIC in roles.roles else None
+    of_actor = {id(parameter) for parameter in roles.weights(ACTOR)}
     actor: list[nn.Parameter] = []
     critics: list[nn.Parameter] = []
-    for name, parameter in roles.named_parameters():
+    for parameter in roles.parameters():
         if parameter.requires_grad:
-            is_critic = name.startswith("heads.") or (adapter is not None and is_of(name, adapter))
-            (critics if is_critic else actor).append(parameter)
+            (actor if id(parameter) in of_actor else critics).append(parameter)
     return actor, critics
 
 
