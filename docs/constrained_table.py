@@ -30,11 +30,13 @@ def constrained() -> str:
     if not FILE.is_file():
         return "Not measured yet."
     found = json.loads(FILE.read_text("utf-8"))
-    parts = [part for seed in found["seeds"] for part in _seed(seed, found["seeds"][seed])]
+    temperature = found["settings"].get("temperature", 0.0)
+    judged = f"answers at temperature {temperature:g}" if temperature else "greedy answers"
+    parts = [part for seed in found["seeds"] for part in _seed(seed, found["seeds"][seed], judged)]
     return "\n\n".join(parts)
 
 
-def _seed(seed: str, found: dict[str, Any]) -> list[str]:
+def _seed(seed: str, found: dict[str, Any], judged: str) -> list[str]:
     rows = []
     for judge, metric, title in ROWS:
         told = found[judge]["metrics"].get(metric)
@@ -56,8 +58,8 @@ def _seed(seed: str, found: dict[str, Any]) -> list[str]:
         f"**Seed {seed}**: {len(found['updates'])} updates in {minutes:.0f} minutes. The mean cost may be"
         f" {found['budget']:.3f}, a quantile of what the starting policy's responses cost. The policy's"
         f" samples at temperature 1, which it learns from, are {where}:"
-        f" {found['mean_of_last_updates']:.3f} over the last updates, {lowest:.3f} in the best one. Its greedy"
-        f" answers to held-back prompts, which all drew an unsafe answer, cost {number(cost)}:"
+        f" {found['mean_of_last_updates']:.3f} over the last updates, {lowest:.3f} in the best one. Its"
+        f" {judged} to held-back prompts, which all drew an unsafe answer, cost {number(cost)}:"
         f" {found['budget_on_held_back']}.",
         table(["on held-back prompts", "before", "after", "after less before"], rows),
     ]
