@@ -5,7 +5,7 @@ YAML is read as version 1.2, so that `lr: 1e-5` is a number and `lang: no` is a 
 
 import inspect
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
@@ -192,6 +192,9 @@ def find_inputs(
         value = getattr(config, name)
         if isinstance(value, BaseModel):
             found |= find_inputs(value, f"{prefix}{name}.", exists=exists)
+        elif settings := _models_in(value):
+            for part, item in settings:
+                found |= find_inputs(item, f"{prefix}{name}.{part}.", exists=exists)
         elif value is not None and (mark := _mark(hints[name])):
             items = (
                 value.items()
@@ -206,6 +209,16 @@ def find_inputs(
                     raise DataError(f"{where}: {item}: no such file or folder")
                 found[where] = Path(item)
     return found
+
+
+def _models_in(value: Any) -> list[tuple[Any, BaseModel]]:
+    """Return the settings among the values of a mapping, by key, or of a sequence, by place."""
+    pairs: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, Mapping):
+        pairs = value.items()
+    elif isinstance(value, list | tuple):
+        pairs = enumerate(value)
+    return [(key, item) for key, item in pairs if isinstance(item, BaseModel)]
 
 
 def deciding(config: BaseModel) -> dict[str, Any]:

@@ -93,6 +93,42 @@ def test_a_pooled_scorer_is_called_beside_the_roles(tiny_encoder: Path, tmp_path
     torch.testing.assert_close(signals.costs[:, 0], torch.tensor([e.cost.value for e in expected if e.cost]))
 
 
+def test_reward_and_costs_may_each_have_a_model_of_their_own(
+    tiny_llama: Path, tiny_encoder: Path, tmp_path: Path
+) -> None:
+    helpful = make_scorer(tmp_path / "helpful", tiny_encoder, trunk="pooled", trained=("reward",))
+    harmless = make_scorer(tmp_path / "harmless", tiny_llama, trained=("cost",))
+    costs = {"cost": {"scorer": harmless}}
+    signals = load_scoring(settings(reward_scorer=helpful, costs=costs), None, ["cost"])(rollouts())
+    rewards = [e.reward.value for e in load_scorer(helpful, "cpu")(exchanges()) if e.reward]
+    values = [e.cost.value for e in load_scorer(harmless, "cpu")(exchanges()) if e.cost]
+    torch.testing.assert_close(signals.reward, torch.tensor(rewards))
+    torch.testing.assert_close(signals.costs[:, 0], torch.tensor(values))
+    with pytest.raises(ModelError, match="the scorer gives no cost; it was trained for: reward"):
+        load_scoring(settings(scorer=helpful), None, ["cost"])
+    for values_given, got in (
+        ({"reward": "rules", "rules": "r"}, "rules"),
+        ({"maxmin": {"groups": {"a": "x"}}}, "maxmin"),
+    ):
+        with pytest.raises(ConfigError, match=f"reward_scorer: goes with reward scorer, got {got}"):
+            settings(reward_scorer=helpful, **values_given)
+    with pytest.raises(ConfigError, match="scorer: goes with source scorer, got guard"):
+        settings(guard="g", costs={"cost": {"source": "guard", "scorer": harmless}})
+
+
+def test_one_folder_that_is_named_twice_is_loaded_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[Path] = []
+
+    def load(place: Path, device: str) -> Any:
+        loaded.append(place)
+        return load_scorer(place, "cpu")
+
+    monkeypatch.setattr("equipoise.policy.scoring.load_scorer", load)
+    signals = load_scoring(settings(reward_scorer=folder, scorer=folder), None, ["cost"])(rollouts())
+    assert loaded == [folder]
+    assert signals.costs.std() > 0
+
+
 def test_costs_of_groups_are_the_highest_of_their_categories(roles: Roles, folder: Path) -> None:
     groups = {"harm": ["Violence", "Psychological Harm"], "privacy": ["Privacy Violation"]}
     costs = {name: {"categories": names} for name, names in groups.items()}

@@ -3,14 +3,14 @@
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field, model_validator
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from equipoise.config import Config, InputPath, ModelRef
+from equipoise.config import Config, InputPath, IsLater, ModelRef
 from equipoise.errors import ModelError
 from equipoise.files import usual_permissions
 from equipoise.models.backbone import (
@@ -59,7 +59,7 @@ class RoleSettings(Config):
     the reference's weights where it was trained on them, and is a model of its own elsewhere."""
     critic: Literal["heads", "adapter", "model"] = "heads"
     """Whether the critics read the actor's hidden states, those of an adapter, or of a model of their own."""
-    critic_model: ModelRef | None = None
+    critic_model: Annotated[ModelRef | None, IsLater()] = None
     """What critics of `model` begin as, of the policy's tokens; the policy where None."""
     critics_reach_trunk: bool = False
     """Let the critics' losses change the weights below their heads; always so where these are their own."""

@@ -43,5 +43,5 @@ def _rules(settings: ScoringSettings, roles: Roles | None) -> "RuleReward":
     assert settings.rules is not None
     scorer = None
     if settings.reward == "scorer" and settings.maxmin is None:
-        scorer = settings.scorer or (None if roles is None else roles.scorer_folder)
+        scorer = settings.reward_scorer or settings.scorer or (None if roles is None else roles.scorer_folder)
     return load_rules(settings.rules, scorer=scorer, alone=True, device=settings.device)

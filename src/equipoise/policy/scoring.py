@@ -9,6 +9,7 @@ Shapes: R responses, M constraints, L severity levels.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -21,7 +22,7 @@ from equipoise.models.roles import Roles
 from equipoise.models.roles_load import SCORER
 from equipoise.models.scorer import ScorerCard
 from equipoise.policy.group_sources import load_groups, seen_by
-from equipoise.policy.scoring_settings import ScoringSettings
+from equipoise.policy.scoring_settings import CostSettings, ScoringSettings
 from equipoise.policy.sources import (
     ByFunction,
     ByGuard,
@@ -88,9 +89,7 @@ def load_scoring(
         if getattr(settings, name) is not None and given is None:
             raise ConfigError(f"scoring.{name}: was not loaded; expected it among what is passed in")
     sources: list[Source] = []
-    by_scorer = {name: cost.categories for name, cost in columns.items() if cost.source == "scorer"}
-    if "scorer" in settings.rewards or by_scorer:
-        sources.append(_scorer(settings, roles, by_scorer))
+    sources += [_scorer(settings, roles, asked) for asked in _asked(settings, columns)]
     if passed.judge is not None:
         levels = {
             name: cost.level if cost.severity == "at_least" else None
@@ -111,10 +110,38 @@ def load_scoring(
     return Combined(settings, [quietly(source) for source in sources], names, passed.rules)
 
 
-def _scorer(settings: ScoringSettings, roles: Roles | None, costs: Mapping[str, Sequence[str]]) -> Source:
-    wants_reward, groups = "scorer" in settings.rewards, settings.groups_of("scorer")
-    if settings.scorer is not None:
-        scorer = load_scorer(settings.scorer, settings.device)
+class _Asked(NamedTuple):
+    """What is wanted of one scorer."""
+
+    folder: Path | None
+    """Where it lies; None of the one among the roles."""
+    reward: bool
+    costs: dict[str, tuple[str, ...]]
+    """Constraint -> categories, as in `ByScorer`."""
+    groups: list[str]
+
+
+def _asked(settings: ScoringSettings, columns: Mapping[str, CostSettings]) -> list[_Asked]:
+    """Return what is wanted of each scorer, so that each is loaded and asked once."""
+    found: dict[Path | None, _Asked] = {}
+
+    def of(folder: Path | None) -> _Asked:
+        place = folder or settings.scorer
+        return found.setdefault(place, _Asked(place, False, {}, []))
+
+    if "scorer" in settings.rewards:
+        asked = of(settings.reward_scorer)
+        found[asked.folder] = asked._replace(reward=True, groups=settings.groups_of("scorer"))
+    for name, cost in columns.items():
+        if cost.source == "scorer":
+            of(cost.scorer).costs[name] = cost.categories
+    return list(found.values())
+
+
+def _scorer(settings: ScoringSettings, roles: Roles | None, asked: _Asked) -> Source:
+    folder, wants_reward, costs, groups = asked
+    if folder is not None:
+        scorer = load_scorer(folder, settings.device)
         found = ByScorer(from_folder(scorer), scorer.card, reward=wants_reward, costs=costs)
         return seen_by(groups, found) if groups else found
     if roles is None or SCORER not in roles.roles:

@@ -36,6 +36,8 @@ class CostSettings(Config):
 
     source: Annotated[str, AfterValidator(_is_of(get_args(CostKind)))] = "scorer"
     """scorer, guard, server, or a function as `package.module:name`, as with the reward."""
+    scorer: InputPath | None = None
+    """Folder of a scorer that gives this cost alone, for example a cost model of its own."""
     categories: tuple[str, ...] = ()
     """Of a scorer: the highest cost among these counts; the cost as a whole where there are none."""
     severity: Literal["expected", "at_least"] = "expected"
@@ -44,7 +46,8 @@ class CostSettings(Config):
 
     @model_validator(mode="after")
     def _belongs_to_its_source(self) -> Self:
-        for name, source in (("categories", "scorer"), ("severity", "guard"), ("level", "guard")):
+        kinds = {"scorer": "scorer", "categories": "scorer", "severity": "guard", "level": "guard"}
+        for name, source in kinds.items():
             if name in self.changed and self.source != source:
                 raise ValueError(f"{name}: goes with source {source}, got {self.source}")
         if "level" in self.changed and self.severity != "at_least":
@@ -83,6 +86,8 @@ class ScoringSettings(Config):
     scorer: InputPath | None = None
     """Folder of a scorer of any kind that is called beside the policy; where None, `scorer` is the one among
     the roles, which shares the policy's weights."""
+    reward_scorer: Annotated[InputPath | None, IsLater()] = None
+    """Folder of another scorer, for example a reward model of its own, that gives the reward alone."""
     rules: InputPath | None = None
     """A folder of `train rules`, added to the reward."""
     guard: ModelRef | None = None
@@ -110,6 +115,9 @@ class ScoringSettings(Config):
             raise ValueError("server: nobody asks it; expected reward or a cost with source server")
         if self.reward == "rules" and self.rules is None:
             raise ValueError("rules: none are given, but they are the reward; expected scoring.rules")
+        if self.reward_scorer is not None and (self.reward != "scorer" or self.maxmin is not None):
+            got = self.reward if self.maxmin is None else "maxmin"
+            raise ValueError(f"reward_scorer: goes with reward scorer, got {got}")
         if self.truncated_less and self.truncated_reward is not None:
             raise ValueError("truncated_less: goes not with truncated_reward; expected one of them")
         return self
