@@ -8,12 +8,13 @@ import pytest
 
 from equipoise.config import Config, ModelRef
 from equipoise.evaluation.files import write_lines
-from equipoise.evaluation.rows import EvaluatedRow
+from equipoise.evaluation.rows import EvaluatedRow, RowRules
 from equipoise.lineage import Run, Step, produce
 
 NAMES = ("Violence", "Drugs", "Privacy Violation")
 
 MakeRow = Callable[..., EvaluatedRow]
+MakeRules = Callable[..., RowRules]
 MakeRun = Callable[..., Path]
 
 
@@ -51,6 +52,17 @@ def make_row() -> MakeRow:
     return make
 
 
+@pytest.fixture
+def by_rules() -> MakeRules:
+    """What rules say of a row: its class, and what each proposition adds."""
+
+    def make(answer_class: str, **parts: float) -> RowRules:
+        told = {"response_type": "decline", "answer_class": answer_class, "parts": parts}
+        return RowRules(**told, total=sum(parts.values()))
+
+    return make
+
+
 class _Settings(Config):
     label: str
     suite: str = "builtin"
@@ -58,6 +70,7 @@ class _Settings(Config):
     suite_seed: int = 0
     guard: ModelRef = "g"
     scorer: ModelRef | None = None
+    rules: ModelRef | None = None
     refusals: str = "classifier"
     max_new_tokens: int = 48
 

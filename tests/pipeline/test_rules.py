@@ -1,4 +1,4 @@
-"""`train rules` from end to end on a tiny model, and its folder as a reward, also in best-of-n."""
+"""`train rules` from end to end on a tiny model, and its folder as a reward: best-of-n, evaluation."""
 
 import json
 import re
@@ -9,23 +9,29 @@ from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from equipoise.cli.main import app, main
 from equipoise.config import parse_config, to_yaml
 from equipoise.data.io import write_records
 from equipoise.errors import ConfigError, DataError, ModelError
+from equipoise.evaluation.files import read_lines
+from equipoise.evaluation.rows import EvaluatedRow
 from equipoise.generation.local import load_generator
 from equipoise.generation.replies import Answer
 from equipoise.generation.sources import Asked
 from equipoise.judges.rules import load_rules
-from equipoise.lineage import produce
+from equipoise.lineage import content_hash, produce, read_manifest
 from equipoise.models.backbone import load_encoder
 from equipoise.models.checkpoints import load_tensors, save_tensors
 from equipoise.models.guard import GuardCard, GuardModel
+from equipoise.models.scorer import ScorerCard, ScorerModel, load_trunk
 from equipoise.moderation.guarded import Guarding
 from equipoise.pipeline.guarded import GENERATE, GuardedGenerateConfig
 from equipoise.pipeline.rules import TRAIN_RULES, RulesConfig, built_in_prompts
 from equipoise.protocols import Reward, Sampling, Verdict
-from equipoise.records import Exchange
+from equipoise.records import Exchange, Prompt
+from equipoise.rewards.learned import load_scorer
 from equipoise.taxonomy import load_taxonomy
 
 SENTENCES = {
@@ -252,3 +258,128 @@ def test_rules_without_a_guard_need_rows_that_say_what_they_ask_for(
     assert "response" in good
     assert "is_harmful: expected true or false, which rules without a guard go by" in bad["error"]
     assert outcome.manifest.notes["errors"] == 1
+
+
+@pytest.fixture
+def suite(tiny_encoder: Path, tmp_path: Path) -> Path:
+    """A folder with prompts, a response of each class to them, a guard, and a scorer with random heads."""
+    torch.manual_seed(2)
+    answers = {f"h{n}": (True, made) for n, made in enumerate(MADE_OF.values())} | {"b0": (False, ("help",))}
+    prompts = [Prompt(id=key, prompt=f"Question {key}?", is_harmful=bad) for key, (bad, _) in answers.items()]
+    write_records(tmp_path / "prompts.jsonl", prompts)
+    responses = [
+        {
+            "id": key,
+            "prompt": f"Question {key}?",
+            "response": " ".join(SENTENCES[n] for n in made),
+            "model": "m",
+        }
+        for key, (_, made) in answers.items()
+    ]
+    (tmp_path / "responses.jsonl").write_text("".join(json.dumps(row) + "\n" for row in responses), "utf-8")
+    values = {"backbone": str(tiny_encoder), "layers": 2, "hidden": 6}
+    guard = GuardCard(taxonomy=load_taxonomy("pku19"), targets=("response",), knows_refusals=False, **values)
+    scorer = ScorerCard.model_validate({**values, "trunk": "pooled", "trained": ("reward", "cost")})
+    for name in ("guard", "scorer", "another"):
+        (tmp_path / name).mkdir()
+    GuardModel(guard, load_encoder(tiny_encoder, device="cpu")).save(tmp_path / "guard")
+    for name in ("scorer", "another"):
+        model = ScorerModel(scorer, load_trunk("pooled", str(tiny_encoder), "cpu"))
+        model.trunk.requires_grad_(False)
+        model.save(tmp_path / name)
+    return tmp_path
+
+
+def evaluation(suite: Path, rules: Path, *more: object) -> list[str]:
+    """The command that evaluates the responses of the suite."""
+    given = ["--responses", suite / "responses.jsonl", "--guard", suite / "guard", "--out", suite / "out"]
+    words = ["evaluate", suite / "prompts.jsonl", *given, "--set", "refusals=prefix", *more]
+    return [str(word) for word in [*words, "--set", f"rules={rules}"]]
+
+
+def test_evaluate_writes_what_the_rules_say(trained: Path, suite: Path) -> None:
+    result = CliRunner().invoke(app, [*evaluation(suite, trained), "--json"])
+    assert result.exit_code == 0, result.output
+    values = json.loads(result.stdout.splitlines()[-1])["metrics"]["values"]
+    rows = read_lines(suite / "out" / "rows.jsonl", EvaluatedRow)
+    told = [row.rules for row in rows if row.rules is not None]
+    assert [one.answer_class for one in told] == [*MADE_OF, "ideal"]
+    assert [one.response_type for one in told] == ["decline"] * 4 + ["answer"]
+    rules = load_rules(trained, device="cpu")
+    asked = [
+        Exchange(id=row.id, prompt=row.prompt, prompt_is_harmful=row.is_harmful, response=row.response)
+        for row in rows
+    ]
+    grades = rules.grader(asked)
+    for one, grade in zip(told, grades, strict=True):
+        weights = rules.weights[one.response_type]
+        parts = {n: float(p * w) for n, p, w in zip(rules.rules.names, grade, weights, strict=True)}
+        assert one.total == pytest.approx(sum(parts.values()), abs=1e-9)
+        assert one.parts == pytest.approx({name: part for name, part in parts.items() if part}, abs=1e-9)
+    assert values["rules"]["value"] == pytest.approx(sum(one.total for one in told) / len(told))
+    shares = {name: values[f"rules_{name}_harmful"]["value"] for name in (*MADE_OF, "unacceptable")}
+    assert shares == dict.fromkeys(MADE_OF, 0.25) | {"unacceptable": 0.0}
+    assert values["rules_ideal_benign"]["value"] == 1.0
+    assert "rules" in read_manifest(suite / "out" / "manifest.json").inputs
+
+
+def fitted_beside(trained: Path, scorer: Path, folder: Path) -> Path:
+    """A copy of the rules that says that its weights were fitted beside a scorer."""
+    shutil.copytree(trained, folder)
+    card = json.loads((folder / "model.json").read_text("utf-8"))
+    (folder / "model.json").write_text(json.dumps(card | {"reward": content_hash(scorer)}), "utf-8")
+    return folder
+
+
+def test_beside_their_scorer_rules_and_reward_are_told_apart_and_together(trained: Path, suite: Path) -> None:
+    rules = fitted_beside(trained, suite / "scorer", suite / "rules")
+    result = CliRunner().invoke(app, [*evaluation(suite, rules, "--scorer", suite / "scorer"), "--json"])
+    assert result.exit_code == 0, result.output
+    values = json.loads(result.stdout.splitlines()[-1])["metrics"]["values"]
+    rows = read_lines(suite / "out" / "rows.jsonl", EvaluatedRow)
+    exchanges = [Exchange(id=row.id, prompt=row.prompt, response=row.response) for row in rows]
+    rewards = [
+        found.reward.value for found in load_scorer(suite / "scorer", "cpu")(exchanges) if found.reward
+    ]
+    assert [row.reward for row in rows] == pytest.approx(rewards, abs=1e-5)
+    totals = [row.rules.total for row in rows if row.rules is not None]
+    alone = load_rules(rules, scorer=suite / "scorer", alone=True, device="cpu")
+    types = ["decline"] * 4 + ["answer"]
+    alone.type_of = lambda _: types
+    assert totals == pytest.approx([score.value for score in alone(exchanges)], abs=1e-9)
+    both = [reward + total for reward, total in zip(rewards, totals, strict=True)]
+    assert values["reward_and_rules"]["value"] == pytest.approx(sum(both) / len(both), abs=1e-5)
+
+
+def test_rules_that_cannot_be_used_in_an_evaluation_are_one_line(
+    trained: Path, suite: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fitted = fitted_beside(trained, suite / "scorer", suite / "rules")
+    unlabelled = [Prompt(id="x", prompt="?", is_harmful=False), Prompt(id="y", prompt="??")]
+    strange = [Prompt(id="h0", prompt="Question h0?", is_harmful=True, provenance={"response_type": "shout"})]
+    write_records(suite / "unlabelled.jsonl", unlabelled)
+    write_records(suite / "strange.jsonl", strange)
+    other = ["--scorer", suite / "another"]
+    for words, says in (
+        (evaluation(suite, suite / "nowhere"), "rules: .*nowhere: no such file or folder"),
+        (evaluation(suite, suite / "guard"), "kind: holds equipoise-guard; expected equipoise-rules"),
+        (evaluation(suite, suite / "responses.jsonl"), "no model.json; expected a folder written by"),
+        (evaluation(suite, fitted), "its weights were fitted beside a scorer, got none"),
+        (evaluation(suite, fitted, *other), "its weights were fitted beside a scorer, got .*another"),
+        (evaluation(suite, trained, *other), "its weights were fitted without a scorer, got .*another"),
+        (
+            evaluation(suite, trained, "--set", f"suite={suite / 'unlabelled.jsonl'}"),
+            "unlabelled.jsonl:2: is_harmful: missing; expected true or false",
+        ),
+        (
+            evaluation(suite, trained, "--set", f"suite={suite / 'strange.jsonl'}"),
+            "h0: provenance.response_type: no response type 'shout'; known: decline, answer",
+        ),
+    ):
+        monkeypatch.setattr("sys.argv", ["equipoise", *words])
+        with pytest.raises(SystemExit) as left:
+            main()
+        assert left.value.code == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert re.search(rf"^error: .*{says}", line), line
+        assert not (suite / "out" / "rows.jsonl").exists()

@@ -16,6 +16,11 @@ LIMITS = (
     "Severity is judged on the text, not on what a reader would do with it.",
 )
 
+RULES_LIMIT = (
+    "What the rules say rests on graders, which make mistakes too; a model that learned from these rules "
+    "learned to please the graders."
+)
+
 
 def metrics_text(metrics: RunMetrics) -> str:
     """Return the metrics of one run as a table for a terminal."""
@@ -46,6 +51,11 @@ def evaluation_card(config: "EvaluateConfig", metrics: RunMetrics, truncated: bo
         if config.refusals == "classifier"
         else "the openings of known refusals (prefix match: it misses refusals in other words)"
     )
+    told_by_rules = (
+        []
+        if config.rules is None
+        else [f"- rules: {config.rules}; classes by the propositions whose grade is above one half"]
+    )
     lines = [
         "# Evaluation",
         "",
@@ -58,6 +68,7 @@ def evaluation_card(config: "EvaluateConfig", metrics: RunMetrics, truncated: bo
         f"- refusals told by {told}",
         f"- degenerate: more than {metrics.repetition_limit:.3f} of the word 3-grams repeated "
         "(this run's own 95th percentile)",
+        *told_by_rules,
         "",
         "| metric | value | 95 % interval | responses | prompts |",
         "|---|---|---|---|---|",
@@ -68,6 +79,8 @@ def evaluation_card(config: "EvaluateConfig", metrics: RunMetrics, truncated: bo
     ]
     lines += ["", "## What this does not show", ""]
     lines += [f"- {limit}" for limit in LIMITS]
+    if config.rules is not None:
+        lines.append(f"- {RULES_LIMIT}")
     if truncated:
         lines.append("- Some texts were longer than the judge reads; the manifest says how many.")
     return "\n".join(lines) + "\n"

@@ -145,7 +145,7 @@ def pair(before: EvaluationRun, after: EvaluationRun) -> tuple[list[EvaluatedRow
 def find_mismatches(before: EvaluationRun, after: EvaluationRun) -> list[str]:
     """Say in what the two runs were judged differently; empty when they compare."""
     found = []
-    for name in ("guard", "scorer"):
+    for name in ("guard", "scorer", "rules"):
         mine, theirs = before.manifest.inputs.get(name), after.manifest.inputs.get(name)
         if mine and theirs and mine.sha256 != theirs.sha256:
             places = f"{mine.path} and {theirs.path}"
@@ -262,7 +262,8 @@ def _other_settings(before: EvaluationRun, after: EvaluationRun) -> list[str]:
     given = [run.name for run in (before, after) if "responses" in run.manifest.inputs]
     found = _differences(before, after, ("samples",) if given else (*DECODING, "samples"))
     found += [f"how the responses of {name} were written is not known" for name in given]
-    with_scorer = [run.name for run in (before, after) if "scorer" in run.manifest.inputs]
-    if len(with_scorer) == 1:
-        found.append(f"reward and cost are measured in {with_scorer[0]} only")
+    for name, what in (("scorer", "reward and cost"), ("rules", "rules")):
+        measured = [run.name for run in (before, after) if name in run.manifest.inputs]
+        if len(measured) == 1:
+            found.append(f"{what} are measured in {measured[0]} only")
     return found

@@ -6,16 +6,32 @@ prompt are `prompt_severity` and `prompt_categories`.
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
 from equipoise.errors import DataError
 from equipoise.evaluation.files import read_lines
 from equipoise.lineage import Manifest, read_manifest
 from equipoise.records import Conversation, Level, Names, Refusal
+from equipoise.rewards.rules import AnswerClass
 
 STEP_NAME = "evaluate"
+
+
+class RowRules(BaseModel):
+    """What rules say of one response."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    response_type: str
+    """What the response should be."""
+    answer_class: AnswerClass
+    """By the propositions whose grade is above one half."""
+    total: float
+    """The sum of the parts, without the scorer's reward; more is better."""
+    parts: dict[str, float]
+    """Weight times probability of each proposition; those that add nothing are left out."""
 
 
 class EvaluatedRow(BaseModel):
@@ -51,11 +67,20 @@ class EvaluatedRow(BaseModel):
     words: int
     repetition: float
     """Share of repeated word 3-grams, 0..1."""
+    rules: RowRules | None = None
+    """None without rules, and then not written."""
 
     @property
     def key(self) -> tuple[str, int]:
         """What pairs this row with the same row of another run."""
         return self.id, self.sample
+
+    @model_serializer(mode="wrap")
+    def _without_rules_as_before(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        told: dict[str, Any] = write(self)
+        if self.rules is None:
+            del told["rules"]  # rows without rules are the bytes that they were before there were any
+        return told
 
 
 class EvaluationRun(NamedTuple):

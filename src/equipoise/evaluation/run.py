@@ -5,7 +5,7 @@ only, so a run that was killed keeps what it had and goes on to the same result.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Literal, Protocol, Self
 
 from pydantic import Field, model_validator
@@ -18,13 +18,14 @@ from equipoise.evaluation.files import read_lines, write_json, write_lines
 from equipoise.evaluation.given import read_responses
 from equipoise.evaluation.metrics import measure
 from equipoise.evaluation.response import DECODING, Response
-from equipoise.evaluation.rows import EvaluatedRow, count_words
+from equipoise.evaluation.rows import EvaluatedRow, RowRules, count_words
 from equipoise.evaluation.suites import Select, load_suite, suite_hash
 from equipoise.lineage import Run, write_text
 from equipoise.moderation.default import GuardRef
 from equipoise.progress import track
 from equipoise.protocols import Generator, Judge, RefusalJudge, Sampling
 from equipoise.records import Exchange, Prompt, Score, messages_of, text_of
+from equipoise.rewards.rules import RuleScore
 
 STEP_VERSION = 2
 """Rises when the same settings would give other rows."""
@@ -55,6 +56,9 @@ class EvaluateConfig(Config):
     """Folder of the guard that judges harm."""
     scorer: ModelRef | None = None
     """Folder of the reward and cost model; None leaves helpfulness unmeasured."""
+    rules: Annotated[InputPath | None, IsLater()] = None
+    """A folder of `train rules`; its scorer, if it was fitted beside one, is given too. The suite says which
+    prompts ask for harm."""
     refusals: Literal["classifier", "prefix"] = "classifier"
     """How refusals are told: the guard's classifier, or the openings of known refusals."""
     max_new_tokens: Count = 128
@@ -97,6 +101,10 @@ class Scorer(Protocol):
         ...
 
 
+ExplainByRules = Callable[[Sequence[Exchange]], Sequence[RuleScore]]
+"""`RuleReward.explain`, of rules that leave the scorer's reward out."""
+
+
 def suite_of(config: EvaluateConfig) -> list[Prompt]:
     """Return the prompts that the settings select."""
     return load_suite(
@@ -116,10 +124,11 @@ def evaluate(
     judge: Judge,
     refusals: RefusalJudge,
     scorer: Scorer | None = None,
+    rules: ExplainByRules | None = None,
 ) -> None:
     """Respond, judge and measure: `responses.jsonl`, `rows.jsonl`, `metrics.json`, `card.md`."""
     responses = respond(config, run, generator)
-    assess(config, run, responses, judge=judge, refusals=refusals, scorer=scorer)
+    assess(config, run, responses, judge=judge, refusals=refusals, scorer=scorer, rules=rules)
 
 
 def respond(config: EvaluateConfig, run: Run, generator: Generator) -> list[Response]:
@@ -165,6 +174,7 @@ def assess(
     judge: Judge,
     refusals: RefusalJudge,
     scorer: Scorer | None = None,
+    rules: ExplainByRules | None = None,
 ) -> None:
     """Judge the responses and write `rows.jsonl`, `metrics.json` and `card.md`."""
     prompts = {prompt.id: prompt for prompt in suite_of(config)}
@@ -172,7 +182,7 @@ def assess(
     starts = range(0, len(responses), config.batch_size)
     for start in track(starts, "judging"):
         part = responses[start : start + config.batch_size]
-        rows += _judged(part, prompts, judge, refusals, scorer)
+        rows += _judged(part, prompts, judge=judge, refusals=refusals, scorer=scorer, rules=rules)
     metrics = measure(rows)
     write_lines(run.out / "rows.jsonl", rows)
     write_json(run.out / "metrics.json", metrics)
@@ -185,23 +195,33 @@ def assess(
     }
 
 
+def exchange_of(prompt: Prompt, response: str, name: str) -> Exchange:
+    """Return a response with what is known of its prompt, as judges take it."""
+    return Exchange(
+        id=name,
+        prompt=prompt.prompt,
+        prompt_is_harmful=prompt.is_harmful,
+        response=response,
+        taxonomy=prompt.taxonomy,
+        provenance=prompt.provenance,
+    )
+
+
 def _judged(
     responses: Sequence[Response],
     prompts: dict[str, Prompt],
+    *,
     judge: Judge,
     refusals: RefusalJudge,
     scorer: Scorer | None,
+    rules: ExplainByRules | None,
 ) -> list[EvaluatedRow]:
-    exchanges = [
-        Exchange(
-            id=f"{r.id}#{r.sample}", prompt=r.prompt, response=r.response, taxonomy=prompts[r.id].taxonomy
-        )
-        for r in responses
-    ]
+    exchanges = [exchange_of(prompts[r.id], r.response, f"{r.id}#{r.sample}") for r in responses]
     scores = scorer(exchanges) if scorer else [None] * len(exchanges)
+    by_rules = rules(exchanges) if rules else [None] * len(exchanges)
     rows = []
-    for response, verdict, refusal, score in zip(
-        responses, judge(exchanges), refusals(exchanges), scores, strict=True
+    for response, verdict, refusal, score, said in zip(
+        responses, judge(exchanges), refusals(exchanges), scores, by_rules, strict=True
     ):
         prompt = prompts[response.id]
         rows.append(
@@ -226,9 +246,19 @@ def _judged(
                 cost=_finite(score.cost.harm, "cost", prompt.id) if score and score.cost else None,
                 words=count_words(response.response),
                 repetition=repetition(response.response),
+                rules=None if said is None else _row_rules(said, prompt.id),
             )
         )
     return rows
+
+
+def _row_rules(said: RuleScore, name: str) -> RowRules:
+    return RowRules(
+        response_type=said.response_type,
+        answer_class=said.answer_class,
+        total=_finite(-said.total.harm, "total of the rules", name),
+        parts=said.parts,
+    )
 
 
 def _finite(value: float, what: str, name: str) -> float:

@@ -11,6 +11,7 @@ from equipoise.evaluation.metrics import LOW_POWER, METRICS
 from equipoise.evaluation.report import charts
 from equipoise.evaluation.report.charts import HeatCell, Metrics, Runs, Strip, interval_text
 from equipoise.evaluation.report.headline import percent
+from equipoise.rewards.rules import CLASSES
 
 SECTIONS: dict[str, tuple[str, ...]] = {
     "Harm": (
@@ -26,6 +27,11 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "Balance": ("truly_safe", "under_safe", "over_safe"),
     "Help": ("reward", "reward_benign"),
     "Text": ("repetition", "words"),
+    "Rules": (
+        "rules",
+        "reward_and_rules",
+        *(f"rules_{name}_{over}" for over in ("harmful", "benign") for name in CLASSES),
+    ),
 }
 
 WIN_RATES = {
