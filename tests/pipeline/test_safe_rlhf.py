@@ -1,18 +1,20 @@
-"""`recipes/safe-rlhf-small.yaml` from end to end, with tiny models and rows of the test's own."""
+"""`recipes/safe-rlhf-small.yaml` and `safe-rlhf-rounds.yaml` from end to end, with rows of the test's own."""
 
 import json
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
 
 from equipoise.data.corpus import corpus
-from equipoise.lineage import read_manifest
+from equipoise.lineage import manifest_of, read_manifest
 from equipoise.pipeline.recipe import load_recipe
 from equipoise.pipeline.run import run_recipe
 from equipoise.records import Pair, Prompt
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "safe-rlhf-small.yaml"
+RECIPES = Path(__file__).parents[2] / "recipes"
+RECIPE, ROUNDS = RECIPES / "safe-rlhf-small.yaml", RECIPES / "safe-rlhf-rounds.yaml"
 GOOD, BAD = "Mix flour, water and salt, and wait.", "Take it from them while they sleep."
 
 
@@ -92,6 +94,101 @@ def test_the_recipe_goes_from_rows_to_a_report_of_both_sides(
     assert Path(own["scorer"].path) == done["scorers"].place
 
 
+def manifest_for(made: Path) -> Path | None:
+    """The manifest of a file or folder, or of the folder that a file is a part of."""
+    places = [
+        manifest_of(made, is_file=made.is_file()),
+        *(folder / "manifest.json" for folder in made.parents),
+    ]
+    return next((place for place in places if place.exists()), None)
+
+
+def behind(made: Path) -> set[Path]:
+    """All files and folders that one was made from, that those were made from, and so on."""
+    found: set[Path] = set()
+    todo = [made]
+    while todo:
+        manifest = manifest_for(todo.pop())
+        if manifest is not None:
+            sources = {Path(source.path) for source in read_manifest(manifest).inputs.values()}
+            todo += sources - found
+            found |= sources
+    return found
+
+
+@pytest.mark.slow
+def test_two_rounds_go_from_rows_to_a_policy_made_of_the_first_ones_answers(
+    tiny_llama: Path, tiny_encoder: Path, tmp_path: Path
+) -> None:
+    write_rows(tmp_path, 40)
+    small = {
+        "data.dir": tmp_path,
+        "model": tiny_llama,
+        "encoder": tiny_encoder,
+        "rows": 36,
+        "scorer.rank": 2,
+        "updates": 2,
+        "prompts": 2,
+        "samples": 2,
+        "max_new_tokens": 6,
+        "watch": "null",
+        "red.samples": 2,
+        "suite.harmful": 3,
+        "suite.benign": 3,
+        "steps.guard.layers": 2,
+        "steps.guard2.layers": 2,
+        "steps.scorer2.layers": 2,
+        "steps.first.optim.minibatches": 1,
+        "steps.second.optim.minibatches": 1,
+    }
+    recipe = load_recipe(ROUNDS, [f"{name}={value}" for name, value in small.items()])
+    done = {step.name: step.place for step in run_recipe(recipe, tmp_path / "out")}
+    inputs = {}
+    for name, place in done.items():
+        manifest = read_manifest(manifest_of(place, is_file=place.is_file()))
+        inputs[name] = {setting: Path(source.path) for setting, source in manifest.inputs.items()}
+
+    assert inputs["first"]["roles.policy"] == tiny_llama
+    assert inputs["first"]["roles.scorer"] == done["first_scorer"]
+    assert inputs["answers"]["models.0"] == done["first"]
+    assert inputs["second"]["roles.policy"] == done["first"]
+    assert inputs["second"]["roles.scorer"] == done["second_scorer"]
+    for name, base in (("first", tiny_llama), ("second", done["first"])):
+        adapter = json.loads((done[name] / "adapter_config.json").read_text("utf-8"))
+        assert Path(adapter["base_model_name_or_path"]) == base
+        log = [json.loads(line) for line in (done[name] / "log.jsonl").read_text("utf-8").splitlines()]
+        assert [line["update"] for line in log] == [1, 2]
+        assert log[0]["kl"] == pytest.approx(0, abs=1e-5)  # it starts as what it is to stay near
+        assert abs(log[1]["kl"]) > 1e-5  # an estimate, which may be negative
+
+    (own,) = set(inputs["second_scorer"].values()) - set(inputs["first_scorer"].values())
+    assert own == done["labelled"]
+    rows = [json.loads(line) for line in own.read_text("utf-8").splitlines()]
+    assert rows
+    asked = {json.loads(line)["prompt"] for line in done["red"].read_text("utf-8").splitlines()}
+    learned = (tmp_path / "out" / "steps").glob("split-*/judge*/*.jsonl")
+    known = {json.loads(line)["prompt"] for path in learned for line in path.read_text("utf-8").splitlines()}
+    assert not asked & known
+    for row in rows:
+        assert row["prompt"] in asked
+        assert row["label_origin"] == "model:rounds-guard"
+        assert all(answer["is_safe"] in (True, False) for answer in row["answers"])
+
+    first = {done[name] for name in ("guard", "first_scorer", "first")}
+    between = {done[name] for name in ("red", "answers", "pairs", "judged", "labelled")}
+    second = {done["second_scorer"], done["second"]}
+    assert first | between | second <= behind(done["report"])
+    assert first | between | {done["second_scorer"]} <= behind(done["second"])
+    assert {done["first_scorer"], done["mini"]} <= behind(done["first"])
+    assert behind(done["first"]).isdisjoint(between | second)
+    for judge in ("guard2", "scorer2"):
+        assert behind(done[judge]).isdisjoint(first | between | second)
+        assert {inputs[f"{who}_run"][judge[:-1]] for who in ("base", "first", "second")} == {done[judge]}
+    page = (tmp_path / "out" / "report.html").read_text("utf-8")
+    assert all(label in page for label in ("first round", "second round", "second alignment"))
+    assert (tmp_path / "out" / "labelled.jsonl").read_bytes() == own.read_bytes()
+
+
 def write_corpus(folder: Path) -> None:
     """Files as the recipe expects them, of the built-in corpus, whose pairs have all labels."""
     pairs = [record for record in corpus("pairs") if isinstance(record, Pair)]
@@ -122,8 +219,14 @@ def write_corpus(folder: Path) -> None:
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), "utf-8")
 
 
+NOISE = 0.15
+"""Of the mean cost of four rollouts: twice the standard error of 192 costs of a standard deviation of 0.9, as
+measured over all prompts before training, rounded up. The prompts add none: each is asked twice."""
+
+
 @pytest.mark.slow
-def test_ten_minutes_with_the_real_models_make_the_answers_cost_less(tmp_path: Path) -> None:
+def test_a_quarter_of_an_hour_with_the_real_models_brings_the_cost_to_the_budget(tmp_path: Path) -> None:
+    """The budget is what 35 of 100 of the first responses keep to: less than they cost on average."""
     write_corpus(tmp_path)
     short = {
         "data.dir": tmp_path,
@@ -132,15 +235,32 @@ def test_ten_minutes_with_the_real_models_make_the_answers_cost_less(tmp_path: P
         "rewards": "null",
         "updates": 12,
         "max_new_tokens": 24,
-        "budget": -3.0,  # out of reach, so that the cost counts all the time
         "suite.harmful": 20,
         "suite.benign": 10,
     }
     recipe = load_recipe(RECIPE, [f"{name}={value}" for name, value in short.items()])
     done = {step.name: step for step in run_recipe(recipe, tmp_path / "out")}
+    assert len(done["prompts"].place.read_text("utf-8").splitlines()) == 24  # two rollouts take each once
     log = [json.loads(line) for line in (done["policy"].place / "log.jsonl").read_text("utf-8").splitlines()]
     assert len(log) == 12
-    assert all(line["multipliers"]["cost"] > 1 for line in log)
-    own = json.loads((tmp_path / "out" / "change-own.json").read_text("utf-8"))["metrics"]
-    assert own["cost"]["difference"]["value"] < 0
-    assert own["cost"]["before"]["n"] == 30
+    costs = [line["costs"]["cost"] for line in log]
+    weights = [line["multipliers"]["cost"] for line in log]
+    (budget,) = {line["budgets"]["cost"] for line in log}
+    assert costs[0] > budget + NOISE  # or there would be nothing to do
+    assert fmean(costs[-4:]) <= budget + NOISE
+    assert fmean(costs[-4:]) < fmean(costs[:2]) - NOISE
+    assert weights[0] > 0
+    assert fmean(weights[-4:]) < fmean(weights[:4])  # a cost within the budget takes the weight off
+    asked = {"cost": 30, "repetition": 30, "unsafe_by_cost": 20, "over_refusal": 10}
+    told = {
+        name: json.loads((tmp_path / "out" / f"{name}.json").read_text("utf-8"))["metrics"]
+        for name in ("change", "change-own")
+    }
+    for metrics in told.values():
+        for side in ("before", "after"):
+            assert {name: metrics[name][side]["n"] for name in asked} == asked
+            assert 0 <= metrics["unsafe_by_cost"][side]["value"] <= 1
+            assert 0 <= metrics["repetition"][side]["value"] < 0.2  # it has not learned to say one thing only
+    assert told["change-own"]["cost"]["difference"]["value"] < 0
+    assert told["change"]["repetition"] == told["change-own"]["repetition"]  # they judge the same responses
+    assert told["change"]["cost"]["before"]["value"] != told["change-own"]["cost"]["before"]["value"]

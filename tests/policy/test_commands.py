@@ -20,7 +20,16 @@ from equipoise.records import Prompt
 
 HERE = Path(__file__).parent
 KILLED_AT = HERE.parent / "training" / "killed_at.py"
-
+KILLED_IN = HERE / "killed_in.py"
+KILLS: dict[str, tuple[list[str], list[str]]] = {
+    "the first update": ([str(KILLED_AT), "1"], []),
+    "the second update": ([str(KILLED_AT), "3"], []),
+    "the third update, at its first step": ([str(KILLED_AT), "4"], ["checkpoint-2"]),
+    "the fourth update": ([str(KILLED_AT), "6"], ["checkpoint-2"]),
+    "the state of the first checkpoint": ([str(KILLED_IN), "write_text", "1"], ["checkpoint-2"]),
+    "the seal of the last checkpoint": ([str(KILLED_IN), "seal", "2"], ["checkpoint-2", "checkpoint-4"]),
+}
+"""Where a run is killed, by what, and the checkpoints that it then has, whole or not."""
 
 CLOSE = {"policy_loss": 1e-4, "clip_fraction": 0.02, "kl": 1e-4}
 """How near two logs are whose gradients were added up in another order, beside one in a thousand: a sum of
@@ -62,24 +71,33 @@ def log_of(folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "more"), [("ppo-lag", []), ("group-lag", []), ("group-lag", GROUPS)])
+@pytest.mark.parametrize(
+    ("kind", "more", "kills"),
+    [
+        ("ppo-lag", [], list(KILLS)),
+        ("group-lag", [], ["the fourth update"]),
+        ("group-lag", GROUPS, ["the second update", "the fourth update"]),
+    ],
+)
 def test_a_command_that_is_killed_goes_on_with_the_same_log(
-    kind: str, more: list[str], words: list[str], tmp_path: Path
+    kind: str, more: list[str], kills: list[str], words: list[str], tmp_path: Path
 ) -> None:
     words = words + more
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole = tmp_path / "whole"
     done = run("-m", "equipoise", "train", kind, *words, "--out", str(whole))
     assert done.returncode == 0, done.stderr[-2000:]
-    killed = run(str(KILLED_AT), "6", "train", kind, *words, "--out", str(broken))  # in the fourth update
-    assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
-    assert [f.name for f in broken.glob("scratch/checkpoints/*")] == ["checkpoint-2"]
-    done = run("-m", "equipoise", "train", kind, *words, "--out", str(broken))
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert log_of(broken) == log_of(whole)
     assert len(log_of(whole)) == 4
-    one, two = (read_manifest(folder / "manifest.json") for folder in (whole, broken))
-    assert two.attempts == 2
-    assert two.outputs["adapter_model.safetensors"] == one.outputs["adapter_model.safetensors"]
+    for name in kills:
+        broken, (kill, kept) = tmp_path / name, KILLS[name]
+        killed = run(*kill, "train", kind, *words, "--out", str(broken))
+        assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
+        assert sorted(f.name for f in broken.glob("scratch/checkpoints/*")) == kept, name
+        done = run("-m", "equipoise", "train", kind, *words, "--out", str(broken))
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert log_of(broken) == log_of(whole), name
+        one, two = (read_manifest(folder / "manifest.json") for folder in (whole, broken))
+        assert two.attempts == 2
+        assert two.outputs["adapter_model.safetensors"] == one.outputs["adapter_model.safetensors"]
 
 
 @pytest.mark.slow
