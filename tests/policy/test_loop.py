@@ -191,6 +191,12 @@ def test_a_first_cost_that_is_a_probability_says_nothing_of_how_many_are_harmful
 
     train(make_config("group", updates=1), tmp_path / "out", probabilities)
     assert lines_of(tmp_path / "out")[0]["harmful"] is None
+    train(
+        make_config("group", updates=1),
+        tmp_path / "signed",
+        lambda rollouts: probabilities(rollouts)._replace(is_signed=True),
+    )
+    assert lines_of(tmp_path / "signed")[0]["harmful"] == 1.0
 
 
 def test_a_score_that_is_no_number_stops_the_run_which_then_goes_on(

@@ -74,6 +74,7 @@ def test_the_scorer_among_the_roles_gives_what_its_folder_gives(roles: Roles, fo
     torch.testing.assert_close(signals.reward, torch.tensor([e.reward.value for e in expected if e.reward]))
     torch.testing.assert_close(signals.costs[:, 0], torch.tensor([e.cost.value for e in expected if e.cost]))
     assert signals.costs.shape == (4, 1)
+    assert signals.is_signed
     assert signals.severity is None
     assert not signals.reward.requires_grad
     assert signals.reward.std() > 0
@@ -200,6 +201,7 @@ def functions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_functions_give_the_reward_and_costs() -> None:
     costs = {"mine": {"source": "my_scores:as_cost"}, "long": {"source": "my_scores:length"}}
     scoring = load_scoring(settings(reward="my_scores:length", costs=costs), None, ["long", "mine"])
+    assert not scoring(rollouts()).is_signed
     lengths = [float(len(text)) for text in TEXTS]
     signals = scoring(rollouts())
     assert signals.reward.tolist() == lengths

@@ -210,6 +210,7 @@ def _joined(parts: Sequence[_Part], *, has_engine: bool) -> Experience:
             torch.cat([s.costs for s in signals]),
             torch.cat(severities) if severities else None,
             {name: torch.cat([s.groups[name] for s in signals]) for name in signals[0].groups},
+            signals[0].is_signed,
         ),
         tuple(rows_of(rollouts)),
         torch.repeat_interleave(lengths),
@@ -251,4 +252,4 @@ def _checked(signals: Signals, rollouts: Sequence[Rollout], names: Sequence[str]
                 f"update {update + 1}: {name} of '{first}' is {column[bad[0]].item()}"
                 f" ({len(bad)} of {len(rollouts)} are not finite); nothing was learned from it"
             )
-    return Signals(reward, costs, severity, groups)
+    return Signals(reward, costs, severity, groups, signals.is_signed)

@@ -49,7 +49,7 @@ def log_line(
     learned: Learned,
 ) -> dict[str, Any]:
     """Return the numbers of an update, counted from 1; `budgets` as they are compared with `costs`."""
-    reward, costs, severity, _ = experience.signals
+    reward, costs, severity = experience.signals[:3]
     names = [reading.name for reading in readings]
     responses = len(experience.rollouts)
     return {
@@ -82,12 +82,13 @@ def log_line(
 def _harmful(signals: Signals) -> float | None:
     """Return the mean P(severity >= 1), or the share whose first cost is above 0, or None.
 
-    None where no first cost is below 0: such a cost may be a probability or a level, which is above 0 always.
+    None of a first cost that is no scorer's and nowhere below 0: it may be a probability or a level, which is
+    above 0 always.
     """
     if signals.severity is not None:
         return _mean(severity_at_least(signals.severity, 1))
     first = signals.costs[:, :1]
-    return _mean(first > 0) if bool((first < 0).any()) else None
+    return _mean(first > 0) if signals.is_signed or bool((first < 0).any()) else None
 
 
 def sample_lines(
@@ -96,7 +97,7 @@ def sample_lines(
     """Return `count` responses with their scores, evenly spread over the rollout."""
     total = len(experience.rollouts)
     chosen = [total * i // count for i in range(count)] if count < total else range(total)
-    reward, costs, _, groups = experience.signals
+    (reward, costs), groups = experience.signals[:2], experience.signals.groups
     lines = [_sample(update, experience.rollouts[i], reward[i], costs[i], names) for i in chosen]
     if groups:
         for i, line in zip(chosen, lines, strict=True):

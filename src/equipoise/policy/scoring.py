@@ -51,6 +51,8 @@ class Signals(NamedTuple):
     """[R, L] probability of each level where there is a guard."""
     groups: Mapping[str, Tensor] = {}
     """Group -> [R] the reward in its eyes, as its source gives it; none unless `scoring.maxmin` is set."""
+    is_signed: bool = False
+    """Whether the first cost is a scorer's, which is unsafe above 0; others may be above 0 always."""
 
 
 Scoring = Callable[[Sequence[Rollout]], Signals]
@@ -172,6 +174,7 @@ class Combined:
         """Put sources together that give a reward and each of the costs between them."""
         self._settings, self._sources, self._rules = settings, tuple(sources), rules
         self._names = tuple(names)
+        self._is_signed = bool(names) and settings.columns(names)[names[0]].source == "scorer"
 
     def __call__(self, rollouts: Sequence[Rollout]) -> Signals:
         """Ask each source once; 32-bit numbers on the CPU."""
@@ -192,7 +195,7 @@ class Combined:
         reward = self._penalised(reward, rollouts)
         columns = [costs[name] for name in self._names]
         stacked = torch.stack(columns, dim=1) if columns else torch.zeros(len(rollouts), 0)
-        return Signals(reward, stacked, severity, groups)
+        return Signals(reward, stacked, severity, groups, self._is_signed)
 
     def _penalised(self, reward: Tensor, rollouts: Sequence[Rollout]) -> Tensor:
         """Take from responses that were cut off what the settings say, [R]."""
