@@ -136,9 +136,8 @@ def fit_odds(parts: Parts, truth: Floats, strength: float) -> OddsHeads:
             two, weights and bias are 0.
         strength: Inverse weight of the squared weights, as `C` of scikit-learn's `LogisticRegression`.
     """
-    with threadpool_limits(
-        1, user_api="blas"
-    ):  # products this small lose by being shared out, eightfold on two cores
+    # products this small lose by being shared out: eightfold on two cores
+    with threadpool_limits(1, user_api="blas"):
         heads = np.array([_fit_one(parts, column, strength) for column in truth.T])
     return OddsHeads(heads[:, :-1], heads[:, -1])
 
