@@ -21,7 +21,8 @@ from equipoise.records import Exchange, Record, text_of
 from equipoise.rewards.answer_features import AnswerFeatures, Features, Inputs, fit_reader
 from equipoise.rewards.grading import answer_groups, fit_heads
 from equipoise.rewards.rules import load_rule_set
-from equipoise.rewards.summed_odds import Columns, Floats, Parts
+from equipoise.rewards.summed_odds import Columns, Parts
+from equipoise.stats import Floats
 
 FEATURES_FILE, GRADES_FILE = "features.safetensors", "grades.npz"
 LAYERS = 6

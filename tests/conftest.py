@@ -1,14 +1,18 @@
 """Tiny models with random weights and real tokenizers, made once per session, shared by all tests."""
 
 import importlib
+import json
 import re
 import signal
 import string
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -44,6 +48,48 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EQUIPOISE_CACHE", str(own))
         yield own
+
+
+class Asked(NamedTuple):
+    """A request to a server of a test's own."""
+
+    path: str
+    headers: Mapping[str, str]
+    body: Any
+
+
+@pytest.fixture(scope="session")
+def serve_json() -> Callable[..., ThreadingHTTPServer]:
+    """Return what serves on a port of this machine, any one that is free if 0, until the server is shut down.
+
+    It takes a function that gives the status and the reply to a request, as JSON or as bytes; or None, where
+    nothing is replied.
+    """
+
+    def serve(reply: Callable[[Asked], tuple[int, Any] | None], port: int = 0) -> ThreadingHTTPServer:
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                said = reply(Asked(self.path, self.headers, body))
+                if said is None:
+                    self.close_connection = True
+                    return
+                status, whole = said
+                raw = whole if isinstance(whole, bytes) else json.dumps(whole).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(raw)))
+                self.end_headers()
+                self.wfile.write(raw)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        target, pause = server.serve_forever, {"poll_interval": 0.01}
+        threading.Thread(target=target, kwargs=pause, daemon=True).start()
+        return server
+
+    return serve
 
 
 @pytest.fixture

@@ -7,8 +7,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -108,41 +106,22 @@ class EngineServer:
         return 200, json.dumps({"choices": [self.changed(choice)]})
 
 
-@contextmanager
-def serving(state: EngineServer) -> Iterator[EngineServer]:
-    """Answer on a free port until the end of the block."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            status, text = state.answer(self.path, body)
-            raw = text.encode()
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(raw)))
-            self.end_headers()
-            self.wfile.write(raw)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    state.url = f"http://127.0.0.1:{server.server_port}"
-    try:
-        yield state
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
 @pytest.fixture
-def server(make_config: Any) -> Iterator[EngineServer]:
+def server(make_config: Any, serve_json: Callable[..., Any]) -> Iterator[EngineServer]:
     """Return an engine that knows the local decoder's draw behind each request's seed."""
     seeds = [seed_of(0, update) for update in range(UPDATES)]
     ids = [prompt.id for prompt in read_records(make_config("group").prompts[0], Prompt)]
     draws = [(seed, name, k) for seed in seeds for name in ids for k in range(SAMPLES)]
-    with serving(EngineServer({request_seed(*draw): draw for draw in draws})) as state:
+    state = EngineServer({request_seed(*draw): draw for draw in draws})
+
+    def reply(asked: Any) -> tuple[int, bytes]:
+        status, text = state.answer(asked.path, asked.body)
+        return status, text.encode()
+
+    with serve_json(reply) as http:
+        state.url = f"http://127.0.0.1:{http.server_port}"
         yield state
+        http.shutdown()
 
 
 def train(config: OnlineConfig, out: Path, scoring: Scoring) -> None:

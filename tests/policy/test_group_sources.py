@@ -2,9 +2,7 @@
 
 import json
 import sys
-import threading
-from collections.abc import Iterator, Sequence
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,28 +110,17 @@ def test_rules_and_what_was_cut_off_are_the_same_to_all_groups() -> None:
 
 
 @pytest.fixture
-def server() -> Iterator[str]:
+def server(serve_json: Callable[..., Any]) -> Iterator[str]:
     """The address of a server to whose groups `a` and `b` each response is worth its length, or less."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            rows = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["exchanges"]
-            lengths = [len(row["response"]) for row in rows]
-            groups = {"a": lengths, "b": [-length for length in lengths]}
-            raw = json.dumps({"groups": groups, "costs": {"cost": lengths}}).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(raw)))
-            self.end_headers()
-            self.wfile.write(raw)
+    def reply(asked: Any) -> tuple[int, Any]:
+        lengths = [len(row["response"]) for row in asked.body["exchanges"]]
+        groups = {"a": lengths, "b": [-length for length in lengths]}
+        return 200, {"groups": groups, "costs": {"cost": lengths}}
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    desk = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=desk.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    yield f"http://127.0.0.1:{desk.server_port}/score"
-    desk.shutdown()
-    desk.server_close()
+    with serve_json(reply) as desk:
+        yield f"http://127.0.0.1:{desk.server_port}/score"
+        desk.shutdown()
 
 
 def test_a_server_gives_groups_their_rewards_and_costs_in_one_reply(server: str) -> None:

@@ -7,7 +7,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ UPDATES, REQUESTS, TRIES, WAIT = 4, 2, 3, 0.1
 class Desk:
     """A server of scores on one port, which can be gone and come back; tests change what it does."""
 
-    def __init__(self) -> None:
+    def __init__(self, serve: Callable[..., Any]) -> None:
         """Begin to serve."""
         self.asked: list[int] = []
         """Statuses of what was answered, in order."""
@@ -36,35 +35,20 @@ class Desk:
         self.dies_at: int | None = None
         """The request that is not answered, after which nobody listens."""
         self.port = 0
-        self._lock = threading.Lock()
+        self._lock, self._serve = threading.Lock(), serve
         self.listen()
 
     def listen(self) -> None:
         """Take requests, at the same address as before."""
-        desk = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                status = desk.next_status()
-                if status is None:
-                    self.close_connection = True
-                    return
-                lengths = [len(row["response"]) / 50 for row in body["exchanges"]]
-                reply = {"rewards": lengths, "costs": {"cost": [length - 0.5 for length in lengths]}}
-                raw = json.dumps(reply if status == 200 else {"error": "no model here"}).encode()
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(raw)))
-                self.end_headers()
-                self.wfile.write(raw)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
+        self._server = self._serve(self._reply, self.port)
         self.port = self._server.server_port
-        serve = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
-        serve.start()
+
+    def _reply(self, asked: Any) -> tuple[int, Any] | None:
+        status = self.next_status()
+        if status != 200:
+            return None if status is None else (status, {"error": "no model here"})
+        lengths = [len(row["response"]) / 50 for row in asked.body["exchanges"]]
+        return 200, {"rewards": lengths, "costs": {"cost": [length - 0.5 for length in lengths]}}
 
     def next_status(self) -> int | None:
         """Return the status of the next request's answer; None, and close, where it is to be the last."""
@@ -86,8 +70,8 @@ class Desk:
 
 
 @pytest.fixture
-def desk() -> Iterator[Desk]:
-    state = Desk()
+def desk(serve_json: Callable[..., Any]) -> Iterator[Desk]:
+    state = Desk(serve_json)
     yield state
     state.close()
 
@@ -200,7 +184,6 @@ def test_a_reward_server_that_is_away_for_less_than_all_tries_stops_nothing(
     assert here(words("group-lag", broken), capsys)[0] == 0
     assert desk.asked == [200] * 3 + [503] * (TRIES - 1) + [200] * (UPDATES * REQUESTS - 3)
     waits = [desk.times[i + 1] - desk.times[i] for i in desk.silent]
-    assert all(
-        wait >= WAIT * 2**i / 2 for i, wait in enumerate(waits)
-    )  # doubled each time; up to half is drawn
+    least = [WAIT * 2**i / 2 for i in range(len(waits))]  # doubled each time; up to half is drawn
+    assert all(wait >= half for wait, half in zip(waits, least, strict=True))
     expect_the_same_run(broken, whole, attempts=1)

@@ -1,10 +1,7 @@
 """A reward server: what is sent and taken, and that no number is ever made up."""
 
 import asyncio
-import json
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
@@ -34,31 +31,20 @@ class Desk:
 
 
 @pytest.fixture
-def desk() -> Iterator[Desk]:
+def desk(serve_json: Callable[..., Any]) -> Iterator[Desk]:
     state = Desk()
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            state.asked.append(body)
-            state.keys.append(self.headers.get("Authorization"))
-            status = state.faults.pop(0) if state.faults else 200
-            whole = state.answer(body["exchanges"]) if status == 200 else {"error": "the model is loading"}
-            raw = whole if isinstance(whole, bytes) else json.dumps(whole).encode()
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(raw)))
-            self.end_headers()
-            self.wfile.write(raw)
+    def reply(asked: Any) -> tuple[int, Any]:
+        state.asked.append(asked.body)
+        state.keys.append(asked.headers.get("Authorization"))
+        status = state.faults.pop(0) if state.faults else 200
+        rows = asked.body["exchanges"]
+        return status, state.answer(rows) if status == 200 else {"error": "the model is loading"}
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    state.url = f"http://127.0.0.1:{server.server_port}/score"
-    yield state
-    server.shutdown()
-    server.server_close()
+    with serve_json(reply) as server:
+        state.url = f"http://127.0.0.1:{server.server_port}/score"
+        yield state
+        server.shutdown()
 
 
 def served(

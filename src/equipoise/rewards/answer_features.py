@@ -23,7 +23,8 @@ from equipoise.errors import DataError
 from equipoise.models.backbone import Backbone
 from equipoise.models.features import PooledFeatures, TextPair, embed, encode_pair
 from equipoise.records import Exchange
-from equipoise.rewards.summed_odds import Columns, Floats, Parts, Places, parts_of
+from equipoise.rewards.summed_odds import Columns, Parts, parts_of
+from equipoise.stats import Floats, Indices
 
 _COMPONENTS = 256
 _ENDS = re.compile(r"(?<=[.!?])\s+(?=[^a-z\s])|\n+")
@@ -39,7 +40,7 @@ class AnswerFeatures(NamedTuple):
     of: torch.Tensor
     """[S] which answer each is a sentence of, ascending."""
 
-    def some(self, answers: Sequence[int] | Places) -> "AnswerFeatures":
+    def some(self, answers: Sequence[int] | Indices) -> "AnswerFeatures":
         """Return those of the answers at these places."""
         rows, of = map(torch.from_numpy, parts_of(self.of.numpy(), answers))
         return AnswerFeatures(self.answers[torch.as_tensor(np.asarray(answers))], self.sentences[rows], of)
@@ -59,7 +60,7 @@ class Inputs(NamedTuple):
         each = np.arange(len(self.answers.dense))
         return [Parts(self.answers.words, each), Parts(self.answers, each), self.sentences]
 
-    def some(self, answers: Sequence[int] | Places) -> "Inputs":
+    def some(self, answers: Sequence[int] | Indices) -> "Inputs":
         """Return what is read of the answers at these places."""
         return Inputs(self.answers.some(np.asarray(answers)), self.sentences.some(answers))
 

@@ -24,8 +24,8 @@ from equipoise.errors import DataError
 from equipoise.records import Exchange, text_of
 from equipoise.rewards.answer_features import Inputs
 from equipoise.rewards.rules import Grades
-from equipoise.rewards.summed_odds import Bools, Floats, OddsHeads, Parts, Places, fit_odds, sum_odds
-from equipoise.stats import f1
+from equipoise.rewards.summed_odds import Bools, OddsHeads, Parts, fit_odds, sum_odds
+from equipoise.stats import Floats, Indices, f1
 
 FEWEST = 8
 """Answers of which a proposition must be true, and false, for a head to be trained."""
@@ -128,7 +128,7 @@ def answer_groups(exchanges: Sequence[Exchange]) -> list[int]:
     return found
 
 
-def _folds(labels: Floats, groups: Places) -> Places:
+def _folds(labels: Floats, groups: Indices) -> Indices:
     """Draw what is held back together, [draws, N, P]; -1 of an answer that is not labelled.
 
     Folds are drawn several times: where a yes is rare, one draw says little of where it should begin. All are
@@ -161,7 +161,7 @@ def _fit_three(views: Sequence[Parts], truth: Floats) -> list[tuple[OddsHeads, F
     return list(zip(heads, scales, strict=True))
 
 
-def _held_back_logits(views: Sequence[Parts], labels: Floats, folds: Places) -> Floats:
+def _held_back_logits(views: Sequence[Parts], labels: Floats, folds: Indices) -> Floats:
     """Log-odds of each answer by three heads that did not learn from its prompt, [3, draws, N, P]."""
     logits = np.zeros((len(views), *folds.shape))
     for draw, drawn in enumerate(folds):

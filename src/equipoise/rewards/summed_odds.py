@@ -19,9 +19,9 @@ from scipy.sparse import csr_array
 from scipy.special import expit
 from threadpoolctl import threadpool_limits
 
-Floats = NDArray[np.float64]
+from equipoise.stats import Floats, Indices
+
 Bools = NDArray[np.bool_]
-Places = NDArray[np.intp]
 
 _STEPS = 1000
 """Of the fit, at most; some 50 are usual."""
@@ -55,7 +55,7 @@ class Columns(NamedTuple):
         """The sparse columns alone."""
         return Columns(self.dense[:, :0], self.sparse)
 
-    def some(self, rows: Places) -> "Columns":
+    def some(self, rows: Indices) -> "Columns":
         """Return the rows at these places."""
         return Columns(self.dense[rows], self.sparse[rows])
 
@@ -65,28 +65,28 @@ class Parts(NamedTuple):
 
     rows: Columns
     """[S, D]"""
-    of: Places
+    of: Indices
     """[S] which answer each is a part of: 0 to N - 1, ascending, and none left out."""
 
-    def some(self, answers: Sequence[int] | Places) -> "Parts":
+    def some(self, answers: Sequence[int] | Indices) -> "Parts":
         """Return the parts of the answers at these places, in this order."""
         rows, of = parts_of(self.of, answers)
         return Parts(self.rows.some(rows), of)
 
     @property
-    def first(self) -> Places:
+    def first(self) -> Indices:
         """The row of each answer's first part, [N]."""
         return np.flatnonzero(np.diff(self.of, prepend=-1))
 
 
-def parts_of(of: Places, answers: Sequence[int] | Places) -> tuple[Places, Places]:
+def parts_of(of: Indices, answers: Sequence[int] | Indices) -> tuple[Indices, Indices]:
     """Return where the parts of some answers are, and which of these answers each is of.
 
     Both have as many places as these answers have parts.
 
     Args:
         of: As in `Parts`.
-        answers: Places of answers.
+        answers: Indices of answers.
 
     >>> [found.tolist() for found in parts_of(np.array([0, 1, 1, 2]), [2, 1])]
     [[3, 1, 2], [0, 1, 1]]
@@ -96,7 +96,7 @@ def parts_of(of: Places, answers: Sequence[int] | Places) -> tuple[Places, Place
     return np.concatenate(rows), np.repeat(np.arange(len(rows)), [len(found) for found in rows])
 
 
-def sum_odds(logits: Floats, first: Places) -> Floats:
+def sum_odds(logits: Floats, first: Indices) -> Floats:
     """Sum the odds of parts within each answer, as log-odds: [S] or [S, P] in, [N] or [N, P] out.
 
     Args:
