@@ -335,27 +335,6 @@ def test_inputs_are_found_at_every_depth(tmp_path: Path, data: Path) -> None:
     assert find_inputs(Settings()) == {"model": Path("minilm")}
 
 
-def test_inputs_of_settings_in_a_mapping_or_a_list_are_found_and_their_place_decides_nothing(
-    tmp_path: Path, data: Path
-) -> None:
-    class Many(Config):
-        by_name: dict[str, Files] = {}
-        in_turn: tuple[Files, ...] = ()
-
-    def config(place: Path) -> Many:
-        return Many(by_name={"a": Files(train=place)}, in_turn=(Files(), Files(more=(place,))))
-
-    assert find_inputs(config(data)) == {"by_name.a.train": data, "in_turn.1.more.0": data}
-    step = Step("test.many", 1, never, config=Many)
-    copy = tmp_path / "copy.txt"
-    copy.write_text(data.read_text("utf-8"), "utf-8")
-    assert identify(step, config(copy)).key == identify(step, config(data)).key
-    copy.write_text("something else", "utf-8")
-    assert identify(step, config(copy)).key != identify(step, config(data)).key
-    with pytest.raises(DataError, match=r"by_name\.a\.train: .*no such file"):
-        identify(step, config(tmp_path / "none.txt"))
-
-
 def test_every_marked_input_is_part_of_the_identity_and_its_place_is_not(tmp_path: Path) -> None:
     def config(folder: str, text: str, which: str) -> Settings:
         paths = {name: tmp_path / folder / name for name in ("train", "more", "named")}
