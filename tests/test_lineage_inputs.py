@@ -1,4 +1,4 @@
-"""Inputs of settings that stand in a mapping or a list: they are found, and what they hold decides the run."""
+"""Inputs of settings in a mapping or a list: they are found, and what they hold decides the run."""
 
 from pathlib import Path
 

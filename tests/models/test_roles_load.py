@@ -158,6 +158,11 @@ def test_critics_can_have_a_model_of_their_own(tune: str, tiny_llama: Path, tmp_
         values = role.read(ROWS).values
         assert values is not None
         (values**2).sum().backward()
+    roles.save(tmp_path / "state.safetensors")
+    again = load_roles(RoleSettings.model_validate(fields), ("cost",))
+    again.restore(tmp_path / "state.safetensors")
+    kept = dict(again.named_parameters())
+    assert all(torch.equal(p, kept[name]) for name, p in roles.named_parameters())
     learned = {id(p) for p in roles.parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     assert learned & critic
     assert learned <= critic | set(map(id, roles.heads["critic"].parameters()))
@@ -167,12 +172,17 @@ def test_critics_can_have_a_model_of_their_own(tune: str, tiny_llama: Path, tmp_
         load_config(RoleSettings, overrides=[f"policy={tiny_llama}", "critic_model=m"])
 
 
-@pytest.mark.parametrize("tune", ["lora", "full"])
+@pytest.mark.parametrize(
+    ("tune", "critic"),
+    [("lora", "heads"), ("full", "heads"), ("lora", "adapter"), ("lora", "model"), ("full", "model")],
+)
 def test_the_estimate_is_what_is_loaded(
-    tiny_llama: Path, tmp_path: Path, tune: Any, capsys: pytest.CaptureFixture[str]
+    tiny_llama: Path, tmp_path: Path, tune: Any, critic: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, _ = scorer(tmp_path / "scorer", tiny_llama)
-    settings = RoleSettings(policy=str(tiny_llama), tune=tune, scorer=folder, rank=3, device="cpu")
+    settings = RoleSettings(
+        policy=str(tiny_llama), tune=tune, scorer=folder, rank=3, device="cpu", critic=critic
+    )
     found = roles_footprint(settings)
     roles = load_roles(settings)
     assert found is not None

@@ -105,7 +105,9 @@ def test_reward_and_costs_may_each_have_a_model_of_their_own(
     values = [e.cost.value for e in load_scorer(harmless, "cpu")(exchanges()) if e.cost]
     torch.testing.assert_close(signals.reward, torch.tensor(rewards))
     torch.testing.assert_close(signals.costs[:, 0], torch.tensor(values))
-    with pytest.raises(ModelError, match="the scorer gives no cost; it was trained for: reward"):
+    with pytest.raises(
+        ModelError, match=r"scoring\.costs\.cost: .*helpful: gives no cost; it was trained for: reward"
+    ):
         load_scoring(settings(scorer=helpful), None, ["cost"])
     for values_given, got in (
         ({"reward": "rules", "rules": "r"}, "rules"),
@@ -127,6 +129,8 @@ def test_one_folder_that_is_named_twice_is_loaded_once(folder: Path, monkeypatch
     monkeypatch.setattr("equipoise.policy.scoring.load_scorer", load)
     signals = load_scoring(settings(reward_scorer=folder, scorer=folder), None, ["cost"])(rollouts())
     assert loaded == [folder]
+    with pytest.raises(ConfigError, match=r"scoring\.scorer: nobody asks .*other; expected"):
+        load_scoring(settings(reward_scorer=folder, scorer=folder.parent / "other"), None, [])
     assert signals.costs.std() > 0
 
 
@@ -299,7 +303,7 @@ def test_a_mistake_in_the_settings_is_one_line(roles: Roles, what: str) -> None:
 
 def test_a_scorer_that_was_not_trained_for_it_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
     place = make_scorer(tmp_path / "half", tiny_llama, trained=("cost",))
-    with pytest.raises(ModelError, match="the scorer gives no reward; it was trained for: cost"):
+    with pytest.raises(ModelError, match=r"scoring\.reward: .*: gives no reward; it was trained for: cost"):
         load_scoring(settings(scorer=place), None, ["cost"])
     card = (place / "model.json").read_text()
     (place / "model.json").write_text(card.replace("higher_is_worse", "higher_is_better"))

@@ -125,7 +125,7 @@ def test_it_stands_without_the_folders_it_was_made_of(
 def test_a_policy_takes_it_for_a_scorer(make: Callable[..., Path], pairs: Path, tmp_path: Path) -> None:
     scorer = load_scorer(join(tmp_path / "all", [make(1), make(2)], pairs), "cpu")
     assert isinstance(scorer, ScorerEnsemble)
-    given = ByScorer(from_folder(scorer), scorer.card, reward=True, costs={"cost": ()})(
+    given = ByScorer(from_folder(scorer), scorer.card, reward=True, costs={"cost": ()}, where="here")(
         read_exchanges((), (pairs,))
     )
     said = scorer(read_exchanges((), (pairs,)))

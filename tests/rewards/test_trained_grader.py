@@ -15,16 +15,17 @@ from equipoise.rewards.answer_features import Features, fit_reader
 from equipoise.rewards.grading import fit_heads
 from equipoise.rewards.trained_grader import TrainedGrader, load_grader
 
-SORRY, HELP = (
-    "I am sorry, but I cannot help with that request {}.",
-    "Mix flour, water and salt, then wait {}.",
-)
+SORRY, HELP = "I am sorry for that. I cannot help with request {}.", "Mix flour and salt. Then wait {} hours."
 
 
 def exchanges(count: int) -> list[Exchange]:
+    """Answers of one to three sentences, half of which are sorry."""
+    texts = [
+        (SORRY if n % 2 else HELP).format(n) + " Is there more to say?" * (n % 3 == 0) for n in range(count)
+    ]
+    texts = [text.split(". ")[-1] if n % 5 == 4 else text for n, text in enumerate(texts)]
     return [
-        Exchange(id=str(n), prompt=f"How do I bake bread {n}?", response=(SORRY if n % 2 else HELP).format(n))
-        for n in range(count)
+        Exchange(id=str(n), prompt=f"How do I bake bread {n}?", response=text) for n, text in enumerate(texts)
     ]
 
 

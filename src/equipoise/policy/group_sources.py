@@ -57,7 +57,7 @@ def load_groups(settings: ScoringSettings) -> list[Source]:
             sources.append(seen_by(names, ByFunction(source, None)))
         elif _is_folder(source):
             scorer = load_scorer(Path(source), settings.device)
-            alone = ByScorer(from_folder(scorer), scorer.card, reward=True, costs={})
+            alone = ByScorer(from_folder(scorer), scorer.card, reward=True, costs={}, where=source)
             sources.append(seen_by(names, alone))
     return sources
 

@@ -49,7 +49,8 @@ def log_line(
     learned: Learned,
 ) -> dict[str, Any]:
     """Return the numbers of an update, counted from 1; `budgets` as they are compared with `costs`."""
-    reward, costs, severity = experience.signals[:3]
+    signals = experience.signals
+    reward, costs, severity = signals.reward, signals.costs, signals.severity
     names = [reading.name for reading in readings]
     responses = len(experience.rollouts)
     return {
@@ -97,7 +98,8 @@ def sample_lines(
     """Return `count` responses with their scores, evenly spread over the rollout."""
     total = len(experience.rollouts)
     chosen = [total * i // count for i in range(count)] if count < total else range(total)
-    (reward, costs), groups = experience.signals[:2], experience.signals.groups
+    signals = experience.signals
+    reward, costs, groups = signals.reward, signals.costs, signals.groups
     lines = [_sample(update, experience.rollouts[i], reward[i], costs[i], names) for i in chosen]
     if groups:
         for i, line in zip(chosen, lines, strict=True):

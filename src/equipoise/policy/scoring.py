@@ -137,6 +137,10 @@ def _asked(settings: ScoringSettings, columns: Mapping[str, CostSettings]) -> li
     for name, cost in columns.items():
         if cost.source == "scorer":
             of(cost.scorer).costs[name] = cost.categories
+    if settings.scorer is not None and settings.scorer not in found and settings.rules is None:
+        raise ConfigError(
+            f"scoring.scorer: nobody asks {settings.scorer}; expected it to give reward or cost"
+        )
     return list(found.values())
 
 
@@ -144,7 +148,9 @@ def _scorer(settings: ScoringSettings, roles: Roles | None, asked: _Asked) -> So
     folder, wants_reward, costs, groups = asked
     if folder is not None:
         scorer = load_scorer(folder, settings.device)
-        found = ByScorer(from_folder(scorer), scorer.card, reward=wants_reward, costs=costs)
+        found = ByScorer(
+            from_folder(scorer), scorer.card, reward=wants_reward, costs=costs, where=str(folder)
+        )
         return seen_by(groups, found) if groups else found
     if roles is None or SCORER not in roles.roles:
         what = "the reward" if wants_reward else f"the cost of '{next(iter(costs))}'"
@@ -157,7 +163,8 @@ def _scorer(settings: ScoringSettings, roles: Roles | None, asked: _Asked) -> So
             "scoring: the scorer among the roles is from no folder; expected roles of `load_roles`"
         )
     card = load_card(roles.scorer_folder, ScorerCard)
-    found = ByScorer(from_role(roles), card, reward=wants_reward, costs=costs)
+    where = str(roles.scorer_folder)
+    found = ByScorer(from_role(roles), card, reward=wants_reward, costs=costs, where=where)
     return seen_by(groups, found) if groups else found
 
 

@@ -198,8 +198,9 @@ class PpoLagConfig(OnlineConfig):
 
     `paper` takes the paper's algorithm as its code has it, but for this:
 
-    - The critics are fresh linear heads on the actor's hidden states, to which they send no gradient; the
-      paper's are networks of their own that start from the reward and the cost model.
+    - The critics are fresh linear heads on the actor's hidden states, to which they send no gradient, unless
+      `roles.critic` gives them an adapter or a model; the paper's are networks of their own that start from
+      the reward and the cost model.
     - The actor learns a low-rank adapter unless `roles.tune` is `full`; the paper's learns all its weights.
     - PTX is a term of the same step's loss; the paper's is a step of its own.
     - Rates of learning stay ours, since theirs are for 7 billion weights that all learn.

@@ -96,6 +96,7 @@ class ByScorer:
         *,
         reward: bool,
         costs: Mapping[str, Sequence[str]],
+        where: str,
     ) -> None:
         """Ask a scorer.
 
@@ -105,23 +106,25 @@ class ByScorer:
             reward: Whether its reward is wanted.
             costs: Constraint -> the categories of which the highest cost counts, or none for the cost as a
                 whole.
+            where: Its folder, which errors name.
 
         Raises:
             ModelError: The scorer was not trained for what is wanted.
         """
         self._scores, self._reward = scores, reward
-        wanted = ["reward"] * reward + ["cost"] * any(not names for names in costs.values())
-        for name in wanted:
+        wanted = {"scoring.reward": "reward"} if reward else {}
+        wanted |= {f"scoring.costs.{constraint}": "cost" for constraint, names in costs.items() if not names}
+        for setting, name in wanted.items():
             if name not in card.trained:
                 has = ", ".join(card.trained) or "nothing"
-                raise ModelError(f"scoring: the scorer gives no {name}; it was trained for: {has}")
+                raise ModelError(f"{setting}: {where}: gives no {name}; it was trained for: {has}")
         known = () if card.taxonomy is None else card.taxonomy.names
         for constraint, names in costs.items():
             for name in names:
                 if name not in known:
                     has = ", ".join(known) or "none, see `category_weight` of `train scorer`"
-                    where = f"scoring.costs.{constraint}.categories"
-                    raise ModelError(f"{where}: the scorer has no cost of '{name}'{near(name, known)}: {has}")
+                    setting = f"scoring.costs.{constraint}.categories"
+                    raise ModelError(f"{setting}: {where}: has no cost of '{name}'{near(name, known)}: {has}")
         self._whole = [constraint for constraint, names in costs.items() if not names]
         self._groups = [constraint for constraint, names in costs.items() if names]
         members = [[name in costs[constraint] for name in known] for constraint in self._groups]
