@@ -66,6 +66,20 @@ EVERY_RECORD = [FULL, PAIR, JUDGEMENT, PROMPT]
 LABELS = ["is_safe", "severity", "categories", "rated", "category_severity", "refusal"]
 
 
+def test_a_response_is_an_exchange_with_what_is_known_of_its_prompt() -> None:
+    asked = PROMPT.model_copy(update={"taxonomy": "mine", "provenance": {"response_type": "comply"}})
+    found = asked.exchange("Hello!", 2)
+    assert found == Exchange(
+        id="q1#2",
+        prompt=CHAT,
+        prompt_is_harmful=False,
+        response="Hello!",
+        taxonomy="mine",
+        provenance={"response_type": "comply"},
+    )
+    assert asked.exchange("Hello!").id == "q1"
+
+
 @pytest.mark.parametrize("record", EVERY_RECORD, ids=lambda r: type(r).__name__)
 def test_json_gives_back_the_same_record(record: Exchange | Pair | Judgement | Prompt) -> None:
     assert type(record).model_validate_json(record.model_dump_json()) == record

@@ -80,6 +80,16 @@ class Answer(Labels):
     response: str
 
 
+class Exchange(Record, Labels):
+    """One prompt and one response, with the harm labels of the response in this context."""
+
+    prompt: Conversation
+    prompt_is_harmful: bool | None = None
+    """Whether the prompt by itself asks for harm; says nothing of the response."""
+    response: str
+    taxonomy: str = "pku19"
+
+
 class Prompt(Record):
     """A prompt without a response."""
 
@@ -92,15 +102,16 @@ class Prompt(Record):
     """Id of the benign look-alike of a harmful prompt, or the other way round."""
     taxonomy: str = "pku19"
 
-
-class Exchange(Record, Labels):
-    """One prompt and one response, with the harm labels of the response in this context."""
-
-    prompt: Conversation
-    prompt_is_harmful: bool | None = None
-    """Whether the prompt by itself asks for harm; says nothing of the response."""
-    response: str
-    taxonomy: str = "pku19"
+    def exchange(self, response: str, sample: int | None = None) -> Exchange:
+        """Return a response with what is known of its prompt; its id is `ID#SAMPLE`, or `ID` without one."""
+        return Exchange(
+            id=self.id if sample is None else f"{self.id}#{sample}",
+            prompt=self.prompt,
+            prompt_is_harmful=self.is_harmful,
+            response=response,
+            taxonomy=self.taxonomy,
+            provenance=self.provenance,
+        )
 
 
 class Pair(Record):

@@ -39,15 +39,20 @@ def test_each_sample_is_the_best_of_tries_of_its_own(polarity: Any) -> None:
         ]
 
 
-def test_the_reward_is_told_the_prompt_and_whether_it_asks_for_harm() -> None:
+def test_the_reward_is_told_the_prompt_and_what_is_known_of_it() -> None:
     seen = []
+    known = [asked._replace(provenance={"response_type": f"type {n}"}) for n, asked in enumerate(ASKED)]
 
     def reward(exchanges: Sequence[Exchange]) -> list[Score]:
-        seen.extend((e.id, text_of(e.prompt), e.prompt_is_harmful) for e in exchanges)
+        seen.extend((e.id, text_of(e.prompt), e.prompt_is_harmful, e.provenance) for e in exchanges)
         return [Score(0.0, "higher_is_better") for _ in exchanges]
 
-    rows = BestOf(reward, tries=2)(draw)(ASKED, WARM)
-    assert seen == [(f"q{i}", f"question {i}", i % 2 == 0) for i in range(6) for _ in range(2)]
+    rows = BestOf(reward, tries=2)(draw)(known, WARM)
+    assert seen == [
+        (f"q{i}", f"question {i}", i % 2 == 0, {"response_type": f"type {i}"})
+        for i in range(6)
+        for _ in range(2)
+    ]
     assert [row[0].text for row in rows] == [f"q{i}/0" for i in range(6)]  # all are level
 
 

@@ -5,7 +5,7 @@ import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, NamedTuple, cast
 
 import pytest
 import torch
@@ -26,12 +26,16 @@ from equipoise.models.backbone import load_encoder
 from equipoise.models.checkpoints import load_tensors, save_tensors
 from equipoise.models.guard import GuardCard, GuardModel
 from equipoise.models.scorer import ScorerCard, ScorerModel, load_trunk
+from equipoise.models.windows import TextPair
+from equipoise.moderation.guard import Guard
 from equipoise.moderation.guarded import Guarding
-from equipoise.pipeline.guarded import GENERATE, GuardedGenerateConfig
+from equipoise.moderation.policies import Policy
+from equipoise.pipeline.guarded import GENERATE, GuardedGenerateConfig, type_by_guard
 from equipoise.pipeline.rules import TRAIN_RULES, RulesConfig, built_in_prompts
 from equipoise.protocols import Reward, Sampling, Verdict
 from equipoise.records import Exchange, Prompt
 from equipoise.rewards.learned import load_scorer
+from equipoise.rewards.rules import RuleSet
 from equipoise.taxonomy import load_taxonomy
 
 SENTENCES = {
@@ -244,7 +248,12 @@ def test_generate_takes_the_best_try_by_what_the_guard_says_of_the_prompt(
 def test_rules_without_a_guard_need_rows_that_say_what_they_ask_for(
     trained: Path, tiny_llama: Path, tmp_path: Path
 ) -> None:
-    rows = [{"id": "a", "prompt": "Say 1", "is_harmful": False}, {"id": "b", "prompt": "Say 2"}]
+    rows: list[dict[str, Any]] = [
+        {"id": "a", "prompt": "Say 1", "is_harmful": False},
+        {"id": "b", "prompt": "Say 2"},
+        {"id": "c", "prompt": "Say 3", "provenance": {"response_type": "decline"}},
+        {"id": "d", "prompt": "Say 4", "is_harmful": True, "provenance": {"response_type": "declin"}},
+    ]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     given = {
         "models": [str(tiny_llama)],
@@ -254,10 +263,42 @@ def test_rules_without_a_guard_need_rows_that_say_what_they_ask_for(
     }
     config = parse_config(GuardedGenerateConfig, given, "test")
     outcome = produce(tmp_path / "out.jsonl", GENERATE, config)
-    good, bad = (json.loads(line) for line in (tmp_path / "out.jsonl").read_text("utf-8").splitlines())
-    assert "response" in good
-    assert "is_harmful: expected true or false, which rules without a guard go by" in bad["error"]
-    assert outcome.manifest.notes["errors"] == 1
+    written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text("utf-8").splitlines()]
+    assert ["response" in row for row in written] == [True, False, True, False]
+    expected = "is_harmful: expected true or false, or provenance.response_type; rules without a guard"
+    assert expected in written[1]["error"]
+    assert "provenance.response_type: no response type 'declin'" in written[3]["error"]
+    assert outcome.manifest.notes["errors"] == 2
+
+
+@pytest.mark.parametrize("flagged", [True, False])
+def test_a_guard_is_asked_only_where_a_prompt_does_not_name_its_response_type(flagged: bool) -> None:
+    class Reading(NamedTuple):
+        prompts: list[TextPair]
+
+        def verdict(self, row: int, policy: Policy) -> Verdict:
+            return Verdict(not flagged, 0.5, 0, (0.5, 0.5), (), {}, False)
+
+    class Asking:
+        seen: ClassVar[list[str]] = []
+
+        def read(self, texts: list[TextPair]) -> Reading:
+            self.seen.extend(text.prompt for text in texts)
+            return Reading(texts)
+
+    policy = parse_config(Policy, {"name": "any", "unsafe": 0.5}, "test")
+    type_of = type_by_guard(cast(Guard, Asking()), policy, RuleSet.model_validate(RULES))
+    rows = [
+        said("a", 0, ("help",), response_type="answer"),
+        said("b", 0, ("help",)),
+        said("c", 1, ("sorry",)),
+    ]
+    by_guard = "decline" if flagged else "answer"
+    assert type_of(rows) == ["answer", by_guard, by_guard]
+    assert Asking.seen == ["Question 0?", "Question 1?"]
+    assert type_of([rows[0], said("d", 2, ("help",), response_type="decline")]) == ["answer", "decline"]
+    assert len(Asking.seen) == 2
+    Asking.seen.clear()
 
 
 @pytest.fixture

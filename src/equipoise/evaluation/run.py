@@ -195,18 +195,6 @@ def assess(
     }
 
 
-def exchange_of(prompt: Prompt, response: str, name: str) -> Exchange:
-    """Return a response with what is known of its prompt, as judges take it."""
-    return Exchange(
-        id=name,
-        prompt=prompt.prompt,
-        prompt_is_harmful=prompt.is_harmful,
-        response=response,
-        taxonomy=prompt.taxonomy,
-        provenance=prompt.provenance,
-    )
-
-
 def _judged(
     responses: Sequence[Response],
     prompts: dict[str, Prompt],
@@ -216,7 +204,7 @@ def _judged(
     scorer: Scorer | None,
     rules: ExplainByRules | None,
 ) -> list[EvaluatedRow]:
-    exchanges = [exchange_of(prompts[r.id], r.response, f"{r.id}#{r.sample}") for r in responses]
+    exchanges = [prompts[r.id].exchange(r.response, r.sample) for r in responses]
     scores = scorer(exchanges) if scorer else [None] * len(exchanges)
     by_rules = rules(exchanges) if rules else [None] * len(exchanges)
     rows = []

@@ -7,7 +7,6 @@ from equipoise.evaluation.run import (
     STEP_VERSION,
     EvaluateConfig,
     assess,
-    exchange_of,
     respond,
     suite_of,
     take,
@@ -33,7 +32,7 @@ def evaluate_models(config: EvaluateConfig, run: Run) -> None:
     if config.rules is not None:
         beside = Path(config.scorer) if config.scorer else None
         rules = load_rules(config.rules, scorer=beside, alone=True)  # the rows hold the reward already
-        rules.type_of([exchange_of(prompt, "", prompt.id) for prompt in prompts])
+        rules.type_of([prompt.exchange("") for prompt in prompts])
     refusals = guard.refusals if config.refusals == "classifier" else PrefixRefusals()
     if config.model is None:
         responses = take(config, run)

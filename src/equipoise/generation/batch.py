@@ -122,7 +122,9 @@ def _answer_all(
     def parse(row: Row) -> Asked:
         harmful = row.get("is_harmful")
         known = harmful if isinstance(harmful, bool) else None
-        asked = Asked(str(row["id"]), messages_of(conversation(row)), known)
+        more = row.get("provenance")
+        provenance = more if isinstance(more, dict) else {}
+        asked = Asked(str(row["id"]), messages_of(conversation(row)), known, provenance)
         if check is not None:
             check(asked)
         responder.check(asked)

@@ -79,7 +79,13 @@ def _least(tried: Sequence[_Try]) -> Answer:
 def exchange_of(asked: Asked, response: str) -> Exchange:
     """Return a prompt and an answer to it as what judges and rewards take."""
     prompt = tuple(Message.model_validate(message) for message in asked.messages)
-    return Exchange(id=asked.id, prompt=prompt, prompt_is_harmful=asked.is_harmful, response=response)
+    return Exchange(
+        id=asked.id,
+        prompt=prompt,
+        prompt_is_harmful=asked.is_harmful,
+        response=response,
+        provenance=dict(asked.provenance),
+    )
 
 
 def total(counts: Sequence[int | None]) -> int | None:

@@ -29,7 +29,7 @@ class Rollout(NamedTuple):
     @property
     def exchange(self) -> Exchange:
         """The rollout as a record, as rewards take it; its id is `ID#SAMPLE`."""
-        return Exchange(id=f"{self.prompt.id}#{self.sample}", prompt=self.prompt.prompt, response=self.text)
+        return self.prompt.exchange(self.text, self.sample)
 
 
 def roll_out(generator: LocalGenerator, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Rollout]]:

@@ -3,10 +3,11 @@
 Nothing here loads torch before a local model is asked for.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from equipoise.generation.client import EndpointConfig
@@ -34,6 +35,8 @@ class Asked(NamedTuple):
     messages: Messages
     is_harmful: bool | None = None
     """Whether it asks for harm, where that is known."""
+    provenance: Mapping[str, Any] = MappingProxyType({})
+    """Of the prompt: what a reward may go by, for example `response_type`."""
 
 
 Draw = Callable[[Sequence[Asked], Sampling], list[list[Answer]]]

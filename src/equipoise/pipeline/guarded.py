@@ -1,6 +1,7 @@
 """`generate` with a guard behind the model, a scorer or rules to choose by, or both."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Self
 
 from pydantic import Field, model_validator
@@ -17,6 +18,7 @@ from equipoise.moderation.default import GuardPath
 from equipoise.moderation.guarded import REFUSAL_TEXT, Guarding, Method
 from equipoise.protocols import Reward, Verdict
 from equipoise.records import Exchange, text_of
+from equipoise.rewards.rules import RESPONSE_TYPE
 
 if TYPE_CHECKING:
     from equipoise.moderation.guard import Guard
@@ -42,7 +44,7 @@ class GuardedGenerateConfig(GenerateConfig):
     without a reward, the one with the least P(unsafe)."""
     rules: InputPath | None = None
     """A folder of `train rules`, added to the reward. The guard says which prompts ask for harm; without one
-    each row says it itself, by `is_harmful`."""
+    each row says it itself, by `is_harmful`. A row's `provenance.response_type` stands above both."""
 
     @model_validator(mode="after")
     def _guard_can_choose(self) -> Self:
@@ -66,13 +68,27 @@ class GuardedGenerateConfig(GenerateConfig):
 
 def generate(config: GuardedGenerateConfig, run: Run) -> None:
     """Write the responses that the guard lets through or that a reward chooses, or else the model's own."""
-    by_rows = config.rules is not None and config.guard is None
-    batch.generate(config, run, _choosing(config), _check_is_harmful if by_rows else None)
+    check = None if config.rules is None else _says_its_type(config.rules, config.guard is not None)
+    batch.generate(config, run, _choosing(config), check)
 
 
-def _check_is_harmful(asked: Asked) -> None:
-    if asked.is_harmful is None:
-        raise DataError("is_harmful: expected true or false, which rules without a guard go by")
+def _says_its_type(folder: Path, has_guard: bool) -> Callable[[Asked], None]:
+    """Return what refuses a row whose response type these rules cannot know, or do not know."""
+    from equipoise.judges.rules import RulesCard
+    from equipoise.models.checkpoints import load_card
+
+    rules = load_card(folder, RulesCard).rules
+
+    def check(asked: Asked) -> None:
+        if RESPONSE_TYPE in asked.provenance:
+            rules.type_named(asked.provenance[RESPONSE_TYPE], f"provenance.{RESPONSE_TYPE}")
+        elif asked.is_harmful is None and not has_guard:
+            raise DataError(
+                f"is_harmful: expected true or false, or provenance.{RESPONSE_TYPE};"
+                " rules without a guard go by these"
+            )
+
+    return check
 
 
 def _choosing(config: GuardedGenerateConfig) -> Callable[[Draw], Draw] | None:
@@ -116,14 +132,25 @@ def _reward(
 
 
 def type_by_guard(guard: "Guard", policy: "Policy", rules: "RuleSet") -> "TypeOf":
-    """Let a guard say which prompts ask for harm, and so what answers to them should be."""
+    """Let a guard say which prompts ask for harm, and so what answers to them should be.
+
+    What a prompt says of itself by `provenance.response_type` stands above it.
+    """
     from equipoise.models.windows import TextPair
 
     def type_of(exchanges: Sequence[Exchange]) -> list[str]:
-        prompts = list(dict.fromkeys(text_of(e.prompt) for e in exchanges))  # several tries share one
-        reading = guard.read([TextPair(prompt, None) for prompt in prompts])
-        is_safe = {prompt: reading.verdict(row, policy).is_safe for row, prompt in enumerate(prompts)}
-        return [rules.harmless if is_safe[text_of(e.prompt)] else rules.harmful for e in exchanges]
+        unsaid = [text_of(e.prompt) for e in exchanges if RESPONSE_TYPE not in e.provenance]
+        prompts = list(dict.fromkeys(unsaid))  # several tries share one
+        by_guard = {}
+        if prompts:
+            reading = guard.read([TextPair(prompt, None) for prompt in prompts])
+            for row, prompt in enumerate(prompts):
+                is_safe = reading.verdict(row, policy).is_safe
+                by_guard[prompt] = rules.harmless if is_safe else rules.harmful
+        return [
+            rules.type_of(e) if RESPONSE_TYPE in e.provenance else by_guard[text_of(e.prompt)]
+            for e in exchanges
+        ]
 
     return type_of
 

@@ -35,7 +35,6 @@ from equipoise.policy.sources import (
     quietly,
 )
 from equipoise.protocols import Judge, Reward
-from equipoise.records import Exchange
 from equipoise.rewards.learned import load_scorer
 from equipoise.rewards.served import ServedScores
 
@@ -185,7 +184,7 @@ class Combined:
 
     def __call__(self, rollouts: Sequence[Rollout]) -> Signals:
         """Ask each source once; 32-bit numbers on the CPU."""
-        exchanges = [record_of(rollout) for rollout in rollouts]
+        exchanges = [rollout.exchange for rollout in rollouts]
         reward = torch.zeros(len(rollouts))
         costs: dict[str, Tensor] = {}
         groups: dict[str, Tensor] = {}
@@ -210,14 +209,3 @@ class Combined:
         if self._settings.truncated_reward is not None:
             return reward.masked_fill(cut, self._settings.truncated_reward)
         return reward - self._settings.truncated_less * cut
-
-
-def record_of(rollout: Rollout) -> Exchange:
-    """Return a rollout as the record that sources take, with what is known of its prompt."""
-    prompt = rollout.prompt
-    known = {
-        "prompt_is_harmful": prompt.is_harmful,
-        "provenance": prompt.provenance,
-        "taxonomy": prompt.taxonomy,
-    }
-    return rollout.exchange.model_copy(update=known)
