@@ -10,6 +10,7 @@ import torch
 from scipy.optimize import linprog
 from torch import Tensor
 
+from equipoise.evaluation.certify import certify
 from equipoise.objectives.advantages import blend, gae, grpo, prompt_excess, rectify, reinforce, rloo
 from equipoise.objectives.kl import k1, k2, token_signals
 from equipoise.objectives.policy_gradient import POLICY_LOSSES, PolicyTokens, ValueTokens, clipped_value
@@ -195,6 +196,32 @@ def test_the_budget_holds_and_the_reward_is_near_the_constrained_optimum(name: s
     assert holds(bandit, run, BUDGET)
     assert cost <= BUDGET + 0.02
     assert reward >= 0.95 * bandit.optimum([BUDGET])
+
+
+def released(bandit: Bandit, run: Run, tests: int = 300, answers: int = 100) -> float:
+    """Share of release tests (HC-RLHF) that a policy passes, each on answers of its own."""
+    generator = torch.Generator().manual_seed(1)
+    passed = 0
+    for _ in range(tests):
+        prompts = torch.randint(PROMPTS, (answers,), generator=generator)
+        arms = torch.multinomial(run.policy[prompts], 1, generator=generator)[:, 0]
+        noise = 0.1 * torch.randn(answers, generator=generator, dtype=torch.float64)
+        costs = (bandit.costs[prompts, arms, 0] + noise).numpy()
+        passed += certify(costs, range(answers), budget=BUDGET, delta=0.1).passed
+    return passed / tests
+
+
+def test_a_pessimistic_constraint_brings_a_policy_through_the_release_test() -> None:
+    """A policy at the budget passes one time in ten; one that is .3 deviations below it, nearly always."""
+    bandit, plain = tempting_bandit(), constrained("rloo-lag", BUDGET)
+    wary = Multiplier([ConstraintSettings(budget=BUDGET, pessimism=0.3)], DAMPED)
+    run = learn(bandit, rloo_lag, wary)
+    mean = bandit.value(run.policy)[1][0]
+    squares = (run.policy * bandit.costs[..., 0].square()).sum(1).mean().item() + 0.1**2
+    assert mean + 0.3 * (squares - mean**2) ** 0.5 == pytest.approx(BUDGET, abs=0.03)
+    assert released(bandit, plain) < 0.25
+    assert released(bandit, run) > 0.9
+    assert bandit.value(run.policy)[0] > 0.8 * bandit.optimum([BUDGET])
 
 
 @pytest.mark.parametrize(("rule", "lr"), [("projected", 0.2), ("log_sgd", 1.0)])

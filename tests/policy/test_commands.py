@@ -149,6 +149,10 @@ def test_a_launch_that_would_split_weights_is_refused() -> None:
         ({"roles": {"critic": "adapter"}}, "roles: critic and critics_reach_trunk are of train ppo-lag"),
         ({"estimator": "rloo", "scale": "group"}, "scale: goes not with estimator rloo"),
         ({"slack": 0.1}, "slack: goes not with estimator grpo"),
+        (
+            {"estimator": "repo", "constraints": [{"name": "cost", "pessimism": 0.5}]},
+            "constraints: pessimism goes not with estimator repo",
+        ),
     ],
 )
 def test_what_a_group_has_no_use_for_is_refused(given: dict[str, Any], why: str) -> None:

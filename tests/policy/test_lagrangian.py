@@ -61,6 +61,20 @@ def test_our_default_compares_the_last_rollout_with_the_budget() -> None:
     assert multiplier.values == (reading.multiplier,)
 
 
+def test_pessimism_compares_the_mean_and_some_deviations_with_the_budget() -> None:
+    """Costs 1, 2, 3, 6: mean 3, deviation sqrt(14 / 3); half a deviation more is above a budget of 4."""
+    costs, expected = [1.0, 2.0, 3.0, 6.0], 3 + 0.5 * math.sqrt(14 / 3)
+    for pessimism, cost, multiplier in [(0.0, 3.0, 0.0), (0.5, expected, 0.1 * (expected - 4))]:
+        settings = MultiplierSettings(rule="projected", initial=0.0, rule_params={"lr": 0.1})
+        constraint = ConstraintSettings(budget=4.0, pessimism=pessimism)
+        (reading,) = Multiplier([constraint], settings).update(column(costs))
+        assert reading.cost == pytest.approx(cost, rel=1e-12)
+        assert reading.multiplier == pytest.approx(multiplier, rel=1e-12)
+        assert reading.state == ("active" if multiplier else "inactive")
+    alone = Multiplier([ConstraintSettings(budget=0.0, pessimism=2.0)])
+    assert alone.update(column([1.5]))[0].cost == 1.5  # one answer has no deviation
+
+
 def test_a_window_smaller_than_a_rollout_drops_none_of_it() -> None:
     multiplier = given(0.0, window=2)
     assert multiplier.update(column([9.0, 0.0, 0.0]))[0].cost == pytest.approx(3.0)

@@ -20,8 +20,8 @@ from equipoise.policy.train import train_group_lag, train_ppo_lag
 from equipoise.protocols import Sampling
 
 KEYS = {
-    *("update", "responses", "reward", "reward_std", "costs", "budgets", "multipliers", "states", "kl"),
-    *("harmful", "severity", "length", "truncated", "repetition", "entropy", "drift", "clip_fraction"),
+    *("update", "responses", "reward", "reward_std", "costs", "compared", "budgets", "multipliers", "states"),
+    *("kl", "harmful", "severity", "length", "truncated", "repetition", "entropy", "drift", "clip_fraction"),
     *("policy_loss", "value_losses", "ptx_loss", "grad_norm", "lr", "warnings", "seconds"),
 }
 

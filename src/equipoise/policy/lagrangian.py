@@ -43,6 +43,9 @@ class ConstraintSettings(FiniteConfig):
     """d, in the cost's own units, where above 0 is unsafe; None takes a quantile of the starting policy."""
     quantile: float = Field(default=0.25, gt=0, lt=1)
     """Of the costs of the starting policy's responses, where no budget is given."""
+    pessimism: float = Field(default=0.0, ge=0)
+    """k: mean and k standard deviations of the costs are held at the budget; it is kept on other prompts then
+    as well. Chittepu et al. 2025 (HC-RLHF)."""
 
 
 class MultiplierSettings(FiniteConfig):
@@ -98,7 +101,8 @@ class Reading(NamedTuple):
     name: str
     multiplier: float
     cost: float
-    """Mean raw cost over the window, or what it exceeds the budget by, see `Multiplier.update`."""
+    """Mean raw cost over the window and the constraint's pessimism, or what prompts exceed the budget by; see
+    `Multiplier.update`."""
     budget: float
     """What that is compared with."""
     state: State
@@ -108,16 +112,25 @@ class Reading(NamedTuple):
 
 
 class _Constraint:
-    """One constraint's part of the state; every attribute but the name is in the checkpoint."""
+    """One constraint's part of the state; what the settings do not say is in the checkpoint."""
 
     def __init__(self, settings: ConstraintSettings, initial: float) -> None:
         self.name = settings.name
         self.budget = settings.budget
+        self.pessimism = settings.pessimism
         self.unit = 1.0
         self.state = MultiplierState(initial)
         self.was_exceeded = False
         self.idle: State = "active"
         self.streak = 0
+
+    def pessimistic(self, costs: Sequence[float]) -> float:
+        """mean + k s, s with N - 1 in the denominator; the mean of a single cost."""
+        mean = math.fsum(costs) / len(costs)
+        if not self.pessimism or len(costs) == 1:
+            return mean
+        squares = math.fsum((cost - mean) ** 2 for cost in costs)
+        return mean + self.pessimism * math.sqrt(squares / (len(costs) - 1))
 
     def required_budget(self) -> float:
         if self.budget is None:
@@ -186,7 +199,7 @@ class Multiplier:
         return tuple(warnings)
 
     def update(self, costs: Tensor, slack: float | None = None) -> tuple[Reading, ...]:
-        """Move every multiplier by the mean cost over the window, and say where each constraint stands.
+        """Move every multiplier by the cost over the window, and say where each constraint stands.
 
         A cost that is not finite raises RunStoppedError and leaves the state as it was.
 
@@ -196,10 +209,11 @@ class Multiplier:
         """
         rows = self._rows(costs)
         self._window = (self._window + rows)[-max(self.settings.window, len(rows)) :]
-        means = [math.fsum(column) / len(self._window) for column in zip(*self._window, strict=True)]
+        columns = list(zip(*self._window, strict=True))
+        found = [c.pessimistic(column) for c, column in zip(self._constraints, columns, strict=True)]
         if not self.settings.window:
             self._window = []
-        readings = tuple(self._move(c, mean, slack) for c, mean in zip(self._constraints, means, strict=True))
+        readings = tuple(self._move(c, cost, slack) for c, cost in zip(self._constraints, found, strict=True))
         self._updates += 1
         return readings
 

@@ -59,6 +59,7 @@ def log_line(
         "reward": _mean(reward),
         "reward_std": reward.double().std(correction=min(1, responses - 1)).item(),
         "costs": dict(zip(names, (_mean(column) for column in costs.unbind(dim=1)), strict=True)),
+        "compared": {reading.name: reading.cost for reading in readings},
         "budgets": dict(zip(names, budgets, strict=True)),
         "multipliers": {reading.name: reading.multiplier for reading in readings},
         "states": {reading.name: reading.state for reading in readings},

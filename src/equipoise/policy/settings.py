@@ -267,6 +267,8 @@ class GroupLagConfig(OnlineConfig):
             raise ValueError(f"slack: goes not with estimator {self.estimator}; expected none, or repo")
         if self.estimator == "repo" and not self.constraints:
             raise ValueError("estimator: got repo without constraints; expected one, or grpo")
+        if self.estimator == "repo" and any(constraint.pessimism for constraint in self.constraints):
+            raise ValueError("constraints: pessimism goes not with estimator repo; expected 0, or grpo")
         if self.estimator == "repo":
             _require_one_scale(self, "estimator repo", "kl.place loss, or estimator rloo")
         if self.estimator == "grpo" and self.scale != "none":
