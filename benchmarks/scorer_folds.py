@@ -3,6 +3,7 @@
     python benchmarks/scorer_folds.py --data DIR [--scorers smollm2-135m mpnet] [--runs DIR]
     python benchmarks/scorer_folds.py --data DIR --scorers mpnet --tune top --folds 1 [--set optim.epochs=2]
     python benchmarks/scorer_folds.py --data DIR --scorers smollm2-135m mpnet --tune top --seeds 0 1 --join
+    python benchmarks/scorer_folds.py --data DIR --scorers mpnet --splits "pku, by prompt" --share 0.25
 
 Five folds, each scored by what learned from the others: `train scorer`, and the baseline of `evaluate
 detection` (TF-IDF with logistic regression: a ranker for the order, a classifier for the sign), on the same
@@ -15,6 +16,7 @@ in the training part too, which the result counts. This way measures memory. It 
 show by how much, and is no result. `pku, by prompt, beside safe answers` has the same folds; there all learn
 from single safe answers too, of `pku_saferlhf_safe_sft`, to prompts of which the fold scores none.
 
+`--share` learns from the rows to a share of the prompts, scorer and baseline alike, and scores the same ones.
 `--join` measures the scorers of a call together as well: the mean of their costs, each over its spread among
 all answers (`models ensemble --cost mean` measures it on answers of the training pairs). What is done is not
 done again; a training that was killed goes on.
@@ -185,7 +187,14 @@ def settings_of(name: str, tune: str, overrides: Sequence[str]) -> dict[str, Any
 
 
 def measure(
-    data: Path, runs: Path, scorers: Mapping[str, Mapping[str, Any]], name: str, count: int, *, join: bool
+    data: Path,
+    runs: Path,
+    scorers: Mapping[str, Mapping[str, Any]],
+    name: str,
+    count: int,
+    *,
+    share: float = 1.0,
+    join: bool = False,
 ) -> dict[str, Any]:
     """Measure scorers on a split, and save after each; what was saved before stays.
 
@@ -195,6 +204,7 @@ def measure(
         scorers: Name -> settings.
         name: Of the split.
         count: Of the folds that are scored, from the first.
+        share: Of the prompts to learn from, that are learned from.
         join: Whether all scorers together are measured too.
     """
     found = earlier()
@@ -208,12 +218,16 @@ def measure(
         **({"beside": len(split.beside)} if split.beside else {}),
         **({} if SPLITS[name].by_prompt else {"note": AT_RANDOM}),
     }
+    learned = sum(len(train) for train, _ in split.folds) / FOLDS
+    split = split.with_share(share)
+    kept = sum(len(train) for train, _ in split.folds) / FOLDS
     peer = run_folds(split, folder, count, None)
     told.setdefault("tfidf_took", {})[f"{count} folds"] = peer.took
 
     def keep(label: str, settings: Mapping[str, Any], ours: Folds) -> None:
         measured = compared(split, ours.places, ours.scores, peer.scores)
         how = {"settings": settings, "folds": count, "took": ours.took, "machine": common.machine()}
+        how |= {} if share == 1 else {"pairs_of_a_fold": round(kept), "of": round(learned)}
         told.setdefault("scorers", {})[label] = how | measured
         save("scorer_folds", found)
         print(json.dumps({name: {label: measured}}), flush=True)
@@ -245,11 +259,15 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="each scorer with each of them")
     parser.add_argument("--join", action="store_true", help="measure the scorers together too")
     parser.add_argument("--folds", type=int, choices=range(1, FOLDS + 1), default=FOLDS)
+    parser.add_argument("--share", type=float, default=1.0, help="of the prompts to learn from, 0..1")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of `train scorer`")
     given = parser.parse_args()
     if given.join and len(given.scorers) * len(given.seeds) < 2:
         parser.error("--join: got one scorer; expected two at least (--scorers, --seeds)")
+    if not 0 < given.share <= 1:
+        parser.error(f"--share: got {given.share:g}; expected above 0, and at most 1")
     words = [given.tune, *given.set, *([f"{given.folds} of {FOLDS} folds"] if given.folds < FOLDS else [])]
+    words += [f"share {given.share:g}"] if given.share < 1 else []
     scorers = {
         ", ".join([name, *words, *own]): settings_of(name, given.tune, [*given.set, *own])
         for seed in given.seeds
@@ -258,7 +276,7 @@ def main() -> None:
     }
     try:
         for split in given.splits:
-            measure(given.data, given.runs, scorers, split, given.folds, join=given.join)
+            measure(given.data, given.runs, scorers, split, given.folds, share=given.share, join=given.join)
     except (EquipoiseError, RunStoppedError) as exc:
         raise SystemExit(f"error: {exc}") from exc
 

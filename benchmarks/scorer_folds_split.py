@@ -1,8 +1,10 @@
 """The rows of `scorer_folds.py`, and how they are split into folds."""
 
+import hashlib
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+import numpy as np
 from sklearn.model_selection import GroupKFold, KFold
 
 from equipoise.data.rows import read_rows
@@ -61,6 +63,15 @@ class Split(NamedTuple):
     beside: list[Exchange]
     """Single answers to learn from, none of which is an answer of a pair to the same prompt."""
 
+    def with_share(self, share: float) -> "Split":
+        """The same rows to score, and of those to learn from the ones to a share of the prompts, by hash.
+
+        What a smaller share takes, a larger one takes too.
+        """
+        prompts = self.prompts
+        taken = np.array([place_of(prompt) < share for prompt in prompts])
+        return self._replace(folds=[(train[taken[train]], test) for train, test in self.folds])
+
     def learned_beside(self, fold: int) -> list[Exchange]:
         """Single answers to learn from in a fold: those to prompts of which it scores none."""
         prompts = self.prompts
@@ -71,6 +82,11 @@ class Split(NamedTuple):
     def prompts(self) -> list[str]:
         """As they are compared, one to a pair."""
         return [normalise_prompt(text_of(pair.prompt)) for pair in self.pairs]
+
+
+def place_of(prompt: str) -> float:
+    """A number in 0..1 that is the prompt's own."""
+    return int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:8]) / 2**64
 
 
 def read_split(data: Path, name: str) -> Split:

@@ -99,6 +99,20 @@ def test_by_prompt_nothing_is_seen_before_and_at_random_most_answers_are(scripts
     assert 0.6 < found["to_the_same_prompt"] / found["answers"] < 0.95
 
 
+def test_a_share_of_the_prompts_is_learned_from_whole_and_what_is_scored_stays(
+    scripts: Any, data: Path
+) -> None:
+    whole = scripts["scorer_folds"].read_split(data, "pku, by prompt")
+    half, quarter = whole.with_share(0.5), whole.with_share(0.25)
+    assert whole.with_share(1.0).folds[0][0].tolist() == whole.folds[0][0].tolist()
+    for (train, test), (some, same), (few, also) in zip(whole.folds, half.folds, quarter.folds, strict=True):
+        assert test.tolist() == same.tolist() == also.tolist()
+        assert set(few) < set(some) < set(train)
+        taken = {whole.prompts[i] for i in some}
+        assert all(i in some for i in train if whole.prompts[i] in taken)
+        assert 0.25 < len(taken) / len({whole.prompts[i] for i in train}) < 0.75
+
+
 def test_a_fold_is_scored_by_what_train_scorer_makes_of_the_other_rows(
     scripts: Any, data: Path, small: dict[str, Any], tmp_path: Path
 ) -> None:
