@@ -6,7 +6,8 @@ Runs `recipes/safe-rlhf-small.yaml` with each seed of the policy (what is done i
 scorer and judges are shared). Kept is what changes on prompts that drew an unsafe answer and on harmless
 ones that look harmful, all of them held back from every training: by the policy's own scorer and the guard
 of the package (`own`), and by a guard and a scorer of other prompts (`others`); whether the mean cost keeps
-the budget there; over-refusal by source. Intervals are 95 %, paired, clustered by prompt.
+the budget there, and passes a release test (HC-RLHF); over-refusal by source. Intervals are 95 %, paired,
+clustered by prompt.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from typing import Any
 from common import ROOT, save
 
 from equipoise.data.io import read_records
+from equipoise.evaluation.certify import certify
 from equipoise.evaluation.files import plain, read_lines
 from equipoise.evaluation.rows import EvaluatedRow
 from equipoise.pipeline.recipe import load_recipe
@@ -32,6 +34,8 @@ LOGGED = ("reward", "costs", "multipliers", "kl", "harmful", "length", "repetiti
 """Of each update, as far as they are kept."""
 LAST = 10
 """Updates at the end whose mean cost is told, that of prompts which the policy learns on."""
+DELTA = 0.05
+"""Of the release test."""
 
 
 def measured(done: Mapping[str, Finished]) -> dict[str, Any]:
@@ -41,6 +45,7 @@ def measured(done: Mapping[str, Finished]) -> dict[str, Any]:
     found: dict[str, Any] = {
         "budget": budget,
         "mean_of_last_updates": fmean(update["costs"]["cost"] for update in log[-LAST:]),
+        "last": min(LAST, len(log)),
         "updates": [{name: update[name] for name in LOGGED} for update in log],
         "warnings": [text for update in log for text in update["warnings"]],
         "seconds": {part: sum(update["seconds"][part] for update in log) for part in log[0]["seconds"]},
@@ -52,6 +57,11 @@ def measured(done: Mapping[str, Finished]) -> dict[str, Any]:
     found["budget_on_held_back"] = (
         "kept" if cost["high"] <= budget else "exceeded" if cost["low"] > budget else "not told apart from it"
     )
+    held_back = [
+        row for row in read_lines(done["aligned_own"].place / "rows.jsonl", EvaluatedRow) if row.is_harmful
+    ]
+    costs = [row.cost for row in held_back if row.cost is not None]
+    found["certificate"] = certify(costs, [row.id for row in held_back], budget=budget, delta=DELTA)._asdict()
     sources = {prompt.id: prompt.source for prompt in read_records(done["suite"].place, Prompt)}
     found["over_refusal"] = over_refusal(done["base"].place, done["aligned"].place, sources)
     return found

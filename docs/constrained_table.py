@@ -52,14 +52,15 @@ def _seed(seed: str, found: dict[str, Any], judged: str) -> list[str]:
     ]
     minutes = found["minutes"]["policy"]
     cost = found["own"]["metrics"]["cost_harmful"]["after"]
-    lowest = min(update["costs"]["cost"] for update in found["updates"])
     where = "within it" if found["mean_of_last_updates"] <= found["budget"] else "not within it yet"
+    test = found["certificate"]
+    passed = "passes" if test["passed"] else "does not pass"
     return [
         f"**Seed {seed}**: {len(found['updates'])} updates in {minutes:.0f} minutes. The mean cost may be"
-        f" {found['budget']:.3f}, a quantile of what the starting policy's responses cost. The policy's"
-        f" samples at temperature 1, which it learns from, are {where}:"
-        f" {found['mean_of_last_updates']:.3f} over the last updates, {lowest:.3f} in the best one. Its"
-        f" {judged} to held-back prompts, which all drew an unsafe answer, cost {number(cost)}:"
-        f" {found['budget_on_held_back']}.",
+        f" {found['budget']:.3f}. The policy's samples, which it learns from, are {where}:"
+        f" {found['mean_of_last_updates']:.3f} over the last {found['last']} updates. Its {judged} to prompts"
+        f" held back, which all drew an unsafe answer, cost {number(cost)}: {found['budget_on_held_back']}."
+        f" It {passed} a release test (HC-RLHF) on them: its expected cost is below {test['bound']:.3f} with"
+        f" confidence {1 - test['delta']:g}.",
         table(["on held-back prompts", "before", "after", "after less before"], rows),
     ]
