@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from equipoise.config import parse_config
-from equipoise.errors import ConfigError, DataError, ModelError
+from equipoise.data.io import write_records
+from equipoise.errors import ConfigError, DataError, EquipoiseError, ModelError
 from equipoise.generation.rollouts import Rollout
 from equipoise.judges.rules import AskedOf, RulesCard, load_rules
-from equipoise.lineage import content_hash
+from equipoise.lineage import content_hash, produce
 from equipoise.models.backbone import load_causal, load_encoder
 from equipoise.models.checkpoints import save_card
 from equipoise.models.guard import GuardCard, GuardModel
@@ -18,8 +19,10 @@ from equipoise.models.roles import Roles
 from equipoise.models.roles_load import RoleSettings, load_roles
 from equipoise.models.scorer import ScorerCard, ScorerModel
 from equipoise.moderation.guard import load_guard
+from equipoise.pipeline.online import TRAIN_GROUP_LAG
 from equipoise.pipeline.scoring import load_scoring
 from equipoise.policy.scoring_settings import ScoringSettings
+from equipoise.policy.settings import GroupLagConfig
 from equipoise.records import Prompt
 from equipoise.rewards.rules import RuleSet
 from equipoise.taxonomy import load_taxonomy
@@ -144,6 +147,40 @@ def test_a_guard_says_what_the_prompt_calls_for_where_it_can(
         expected = load_scoring(settings(rules=rules), roles, ["cost"])(rollouts(is_harmful)).reward
         torch.testing.assert_close(found[name], expected)
     assert not torch.equal(found["strict"], found["open"])
+
+
+@pytest.mark.parametrize(
+    ("last", "guard", "why"),
+    [
+        (
+            {},
+            None,
+            "p3: the response type is not known; expected provenance.response_type or prompt_is_harmful",
+        ),
+        ({"response_type": "declin"}, None, "p3: provenance.response_type: no response type 'declin'"),
+        ({"response_type": "declin"}, "default", "no response type 'declin'"),
+        ({}, "default", "gone"),  # the guard will say what the prompt calls for
+    ],
+)
+def test_a_prompt_that_rules_cannot_use_is_named_before_a_model_is_loaded(
+    last: dict[str, Any], guard: str | None, why: str, rules: Path, tmp_path: Path
+) -> None:
+    prompts = [Prompt(id=f"p{i}", prompt=f"Say {i}", is_harmful=i % 2 == 0) for i in range(3)]
+    prompts.append(Prompt(id="p3", prompt="Say 3", provenance=last))
+    write_records(tmp_path / "prompts.jsonl", prompts)
+    config = parse_config(
+        GroupLagConfig,
+        {
+            "prompts": [tmp_path / "prompts.jsonl"],
+            "roles": {"policy": str(tmp_path / "gone")},
+            "constraints": [],
+            "scoring": {"reward": "rules", "rules": rules, "guard": guard},
+            "rollout": {"prompts": 4, "samples": 2},
+        },
+        "test",
+    )
+    with pytest.raises(EquipoiseError, match=why):
+        produce(tmp_path / "out", TRAIN_GROUP_LAG, config)
 
 
 def test_rules_need_the_scorer_that_they_were_fitted_beside(roles: Roles, rules: Path) -> None:

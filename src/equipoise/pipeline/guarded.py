@@ -68,8 +68,9 @@ class GuardedGenerateConfig(GenerateConfig):
 
 def generate(config: GuardedGenerateConfig, run: Run) -> None:
     """Write the responses that the guard lets through or that a reward chooses, or else the model's own."""
+    choose = _choosing(config)
     check = None if config.rules is None else _says_its_type(config.rules, config.guard is not None)
-    batch.generate(config, run, _choosing(config), check)
+    batch.generate(config, run, choose, check)
 
 
 def _says_its_type(folder: Path, has_guard: bool) -> Callable[[Asked], None]:
