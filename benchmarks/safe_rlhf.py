@@ -30,7 +30,7 @@ from equipoise.records import Prompt
 from equipoise.stats import paired_difference
 
 RECIPE = ROOT / "recipes" / "safe-rlhf-small.yaml"
-LOGGED = ("reward", "costs", "multipliers", "kl", "harmful", "length", "repetition", "entropy")
+LOGGED = ("reward", "costs", "excess", "multipliers", "kl", "harmful", "length", "repetition", "entropy")
 """Of each update, as far as they are kept."""
 LAST = 10
 """Updates at the end whose mean cost is told, that of prompts which the policy learns on."""
@@ -57,11 +57,10 @@ def measured(done: Mapping[str, Finished]) -> dict[str, Any]:
     found["budget_on_held_back"] = (
         "kept" if cost["high"] <= budget else "exceeded" if cost["low"] > budget else "not told apart from it"
     )
-    held_back = [
-        row for row in read_lines(done["aligned_own"].place / "rows.jsonl", EvaluatedRow) if row.is_harmful
-    ]
-    costs = [row.cost for row in held_back if row.cost is not None]
-    found["certificate"] = certify(costs, [row.id for row in held_back], budget=budget, delta=DELTA)._asdict()
+    rows = read_lines(done["aligned_own"].place / "rows.jsonl", EvaluatedRow)
+    held_back = [(row.id, row.cost) for row in rows if row.is_harmful and row.cost is not None]
+    prompts, costs = zip(*held_back, strict=True)
+    found["certificate"] = certify(costs, prompts, budget=budget, delta=DELTA)._asdict()
     sources = {prompt.id: prompt.source for prompt in read_records(done["suite"].place, Prompt)}
     found["over_refusal"] = over_refusal(done["base"].place, done["aligned"].place, sources)
     return found

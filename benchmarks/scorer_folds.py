@@ -26,6 +26,7 @@ import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import common
@@ -36,7 +37,7 @@ from scorer_folds_steps import FEATURES, FOLD, FeaturesConfig, FoldConfig, Score
 
 from equipoise.config import Config, apply_override, parse_override
 from equipoise.data.io import read_records, write_records
-from equipoise.errors import EquipoiseError, RunStoppedError
+from equipoise.errors import DataError, EquipoiseError, RunStoppedError
 from equipoise.evaluation.pair_scores import PairScores
 from equipoise.lineage import Manifest, Step, identify, produce
 from equipoise.records import Exchange, Pair
@@ -207,9 +208,9 @@ def measure(
         share: Of the prompts to learn from, that are learned from.
         join: Whether all scorers together are measured too.
     """
-    found = earlier()
+    found, part = earlier(), "" if share == 1 else f"-share-{share:g}"
     split = read_split(data, name)
-    folder = runs / name.replace(", ", "-").replace(" ", "-")
+    folder = runs / (name.replace(", ", "-").replace(" ", "-") + part)
     told = found["splits"].setdefault(name, {})
     told |= {
         "pairs": len(split.pairs),
@@ -218,16 +219,18 @@ def measure(
         **({"beside": len(split.beside)} if split.beside else {}),
         **({} if SPLITS[name].by_prompt else {"note": AT_RANDOM}),
     }
-    learned = sum(len(train) for train, _ in split.folds) / FOLDS
+    learned = [len(train) for train, _ in split.folds[:count]]
     split = split.with_share(share)
-    kept = sum(len(train) for train, _ in split.folds) / FOLDS
+    kept = [len(train) for train, _ in split.folds[:count]]
+    if not all(kept):
+        raise DataError(f"--share: got {share:g}, which leaves a fold nothing to learn from; expected more")
     peer = run_folds(split, folder, count, None)
-    told.setdefault("tfidf_took", {})[f"{count} folds"] = peer.took
+    told.setdefault("tfidf_took", {})[f"{count} folds{part}"] = peer.took
 
     def keep(label: str, settings: Mapping[str, Any], ours: Folds) -> None:
         measured = compared(split, ours.places, ours.scores, peer.scores)
         how = {"settings": settings, "folds": count, "took": ours.took, "machine": common.machine()}
-        how |= {} if share == 1 else {"pairs_of_a_fold": round(kept), "of": round(learned)}
+        how |= {} if share == 1 else {"pairs_of_a_fold": round(fmean(kept)), "of": round(fmean(learned))}
         told.setdefault("scorers", {})[label] = how | measured
         save("scorer_folds", found)
         print(json.dumps({name: {label: measured}}), flush=True)
@@ -266,6 +269,8 @@ def main() -> None:
         parser.error("--join: got one scorer; expected two at least (--scorers, --seeds)")
     if not 0 < given.share <= 1:
         parser.error(f"--share: got {given.share:g}; expected above 0, and at most 1")
+    if given.share < 1 and any(SPLITS[name].beside for name in given.splits):
+        parser.error("--share: goes not with single answers beside the pairs; choose other --splits")
     words = [given.tune, *given.set, *([f"{given.folds} of {FOLDS} folds"] if given.folds < FOLDS else [])]
     words += [f"share {given.share:g}"] if given.share < 1 else []
     scorers = {

@@ -59,8 +59,8 @@ def _seed(seed: str, found: dict[str, Any], judged: str) -> list[str]:
         f"**Seed {seed}**: {len(found['updates'])} updates in {minutes:.0f} minutes. The mean cost may be"
         f" {found['budget']:.3f}. The policy's samples, which it learns from, are {where}:"
         f" {found['mean_of_last_updates']:.3f} over the last {found['last']} updates. Its {judged} to prompts"
-        f" held back, which all drew an unsafe answer, cost {number(cost)}: {found['budget_on_held_back']}."
-        f" It {passed} a release test (HC-RLHF) on them: its expected cost is below {test['bound']:.3f} with"
-        f" confidence {1 - test['delta']:g}.",
+        " held back, which all drew an unsafe answer, cost by the scorers that it learned from"
+        f" {number(cost)}: {found['budget_on_held_back']}. By these it {passed} a release test (HC-RLHF) on"
+        f" them: its expected cost is below {test['bound']:.3f} with confidence {1 - test['delta']:g}.",
         table(["on held-back prompts", "before", "after", "after less before"], rows),
     ]

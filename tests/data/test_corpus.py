@@ -44,7 +44,7 @@ def requests() -> list[Prompt]:
     return cast(list[Prompt], corpus("requests"))
 
 
-@pytest.mark.parametrize(("part", "least"), [("look_alikes", 8), ("requests", 108), ("questions", 29)])
+@pytest.mark.parametrize(("part", "least"), [("look_alikes", 8), ("requests", 115), ("questions", 29)])
 def test_labels_of_prompts_to_learn_from_agree_with_each_other(part: str, least: int) -> None:
     rows = cast(list[Prompt], corpus(part))
     assert len({normalise_prompt(text_of(row.prompt)) for row in rows}) == len(rows)
@@ -84,6 +84,20 @@ def test_harmless_and_harmful_prompts_begin_in_the_same_ways(
     for opening in openings:
         harmful, harmless = (counts[kind][opening] / counts[kind].total() for kind in (True, False))
         assert 1 / most < harmful / harmless < most, opening
+
+
+def test_the_verb_of_a_request_tells_little_of_its_harm(requests: list[Prompt]) -> None:
+    """By how many of the other requests with its verb are harmful; the share of all counts as one of them."""
+    openings = sorted(WAYS, key=len, reverse=True)
+    verbs, harmful = [], [row.is_harmful is True for row in requests]
+    for row in requests:
+        text = text_of(row.prompt)
+        opening = next(opening for opening in openings if text.startswith(opening))
+        verbs.append(text[len(opening) :].split()[0].lower().strip(".,?"))
+    counts, harms = Counter(verbs), Counter(v for v, bad in zip(verbs, harmful, strict=True) if bad)
+    share = sum(harmful) / len(harmful)
+    told = [(harms[v] - bad + share) / counts[v] for v, bad in zip(verbs, harmful, strict=True)]
+    assert auroc(told, harmful) < 0.7
 
 
 def test_no_request_is_nearly_another_or_a_prompt_for_evaluation(requests: list[Prompt]) -> None:

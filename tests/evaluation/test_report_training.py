@@ -178,6 +178,22 @@ def test_a_run_without_constraints_shows_its_reward(make_log, tmp_path) -> None:
     page_of(tmp_path, tmp_path / "ppo")
 
 
+@pytest.mark.parametrize("pessimism", [0.0, 0.4])
+def test_a_cost_is_drawn_as_its_multiplier_sees_it_where_that_is_another(make_log, pessimism) -> None:
+    lines = [line(n, 12) for n in range(1, 13)]
+    log = make_log()
+    (log / "log.jsonl").write_text(
+        "".join(
+            json.dumps(one | {"excess": {"cost": one["costs"]["cost"] + pessimism - 0.5}}) + "\n"
+            for one in lines
+        )
+    )
+    (chart,) = [c for c in training_view(load_training(log), 0).charts if "against its budget" in c.title]
+    labels = [label for label, _ in chart.key]
+    assert labels == ["cost", "budget", *(["as the multiplier sees it"] if pessimism else [])]
+    assert ("as the multiplier sees it 2.4 → 0.4" in chart.text) == bool(pessimism)
+
+
 def of_groups(young: float, old: float) -> dict[str, dict[str, float]]:
     return {
         "young": {"reward": young, "compared": young, "weight": 0.3},

@@ -253,6 +253,7 @@ def test_rules_without_a_guard_need_rows_that_say_what_they_ask_for(
         {"id": "b", "prompt": "Say 2"},
         {"id": "c", "prompt": "Say 3", "provenance": {"response_type": "decline"}},
         {"id": "d", "prompt": "Say 4", "is_harmful": True, "provenance": {"response_type": "declin"}},
+        {"id": "e", "prompt": "Say 5", "is_harmful": True, "provenance": "decline"},
     ]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     given = {
@@ -264,11 +265,12 @@ def test_rules_without_a_guard_need_rows_that_say_what_they_ask_for(
     config = parse_config(GuardedGenerateConfig, given, "test")
     outcome = produce(tmp_path / "out.jsonl", GENERATE, config)
     written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text("utf-8").splitlines()]
-    assert ["response" in row for row in written] == [True, False, True, False]
+    assert ["response" in row for row in written] == [True, False, True, False, False]
     expected = "is_harmful: expected true or false, or provenance.response_type; rules without a guard"
     assert expected in written[1]["error"]
     assert "provenance.response_type: no response type 'declin'" in written[3]["error"]
-    assert outcome.manifest.notes["errors"] == 2
+    assert "provenance: expected a mapping, got 'decline'" in written[4]["error"]
+    assert outcome.manifest.notes["errors"] == 3
 
 
 @pytest.mark.parametrize("flagged", [True, False])

@@ -155,16 +155,21 @@ def test_a_guard_says_what_the_prompt_calls_for_where_it_can(
         (
             {},
             None,
-            "p3: the response type is not known; expected provenance.response_type or prompt_is_harmful",
+            r"prompts.jsonl: p3: is_harmful: expected true or false, or provenance.response_type",
         ),
         ({"response_type": "declin"}, None, "p3: provenance.response_type: no response type 'declin'"),
         ({"response_type": "declin"}, "default", "no response type 'declin'"),
         ({}, "default", "gone"),  # the guard will say what the prompt calls for
+        ({}, "of responses", "p3: is_harmful: expected true or false"),
     ],
 )
 def test_a_prompt_that_rules_cannot_use_is_named_before_a_model_is_loaded(
     last: dict[str, Any], guard: str | None, why: str, rules: Path, tmp_path: Path
 ) -> None:
+    told = {"layers": 2, "hidden": 8, "knows_refusals": False, "targets": ("response",)}
+    card = GuardCard(taxonomy=load_taxonomy("pku19"), backbone="minilm", **told)
+    save_card(tmp_path / "of responses", card)
+    found = str(tmp_path / guard) if guard == "of responses" else guard
     prompts = [Prompt(id=f"p{i}", prompt=f"Say {i}", is_harmful=i % 2 == 0) for i in range(3)]
     prompts.append(Prompt(id="p3", prompt="Say 3", provenance=last))
     write_records(tmp_path / "prompts.jsonl", prompts)
@@ -174,7 +179,7 @@ def test_a_prompt_that_rules_cannot_use_is_named_before_a_model_is_loaded(
             "prompts": [tmp_path / "prompts.jsonl"],
             "roles": {"policy": str(tmp_path / "gone")},
             "constraints": [],
-            "scoring": {"reward": "rules", "rules": rules, "guard": guard},
+            "scoring": {"reward": "rules", "rules": rules, "guard": found},
             "rollout": {"prompts": 4, "samples": 2},
         },
         "test",

@@ -42,6 +42,8 @@ def healthy(seed: int = 0, updates: int = UPDATES) -> list[Line]:
 def told(lines: list[Line], limits: Limits = Limits()) -> list[tuple[int, str]]:  # noqa: B008
     """What is warned of and when, as the loop writes it into the log."""
     found = []
+    for line in lines:  # as the loop has it without pessimism
+        line["excess"] = {name: cost - line["budgets"][name] for name, cost in line["costs"].items()}
     for number, line in enumerate(lines, start=1):
         line["warnings"] += warnings_of(lines[:number], limits)
         found += [(number, warning) for warning in line["warnings"]]
@@ -104,6 +106,14 @@ def test_what_goes_with_no_rise_of_the_reward_is_no_hacking(what: str) -> None:
 def test_a_flat_cost_at_its_budget_is_what_is_wanted() -> None:
     for costs in ({0: 3.0, 30: 0.0}, {0: 0.0}):
         assert told(planted("reward", {0: 0.0, 60: 4.0}, planted("cost", costs))) == []
+
+
+def test_a_cost_that_pessimism_holds_below_its_budget_is_where_it_should_be() -> None:
+    lines = planted("reward", {0: 0.0, 60: 4.0}, planted("cost", {0: 3.0, 30: -1.0}))
+    told(lines)
+    for line in lines:
+        line |= {"warnings": [], "excess": {"cost": line["costs"]["cost"] + 1.0}}
+    assert warnings_of(lines) == []
 
 
 def test_each_of_several_signs_and_constraints_has_its_warning() -> None:

@@ -6,6 +6,7 @@ import statistics
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from equipoise.config import load_config
@@ -71,8 +72,29 @@ def test_pessimism_compares_the_mean_and_some_deviations_with_the_budget() -> No
         assert reading.cost == pytest.approx(cost, rel=1e-12)
         assert reading.multiplier == pytest.approx(multiplier, rel=1e-12)
         assert reading.state == ("active" if multiplier else "inactive")
+    with pytest.raises(ValidationError, match="pessimism"):
+        ConstraintSettings(pessimism=-0.1)
     alone = Multiplier([ConstraintSettings(budget=0.0, pessimism=2.0)])
     assert alone.update(column([1.5]))[0].cost == 1.5  # one answer has no deviation
+
+
+def test_each_constraint_is_as_pessimistic_as_it_says_over_the_window() -> None:
+    constraints = [ConstraintSettings(name=n, budget=0.5, pessimism=k) for n, k in (("a", 1.0), ("b", 0.25))]
+    multiplier, wary = Multiplier(constraints, MultiplierSettings(window=10)), (1.0, 0.25)
+    seen: list[list[float]] = []
+    for costs in rollouts(4, responses=6, constraints=2):
+        seen = [*seen, *costs.tolist()][-10:]
+        columns = zip(*seen, strict=True)
+        for reading, k, values in zip(multiplier.update(costs), wary, columns, strict=True):
+            expected = statistics.fmean(values) + k * statistics.stdev(values)
+            assert reading.cost == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_warning_says_that_deviations_are_in_what_it_compares() -> None:
+    wary = Multiplier([ConstraintSettings(budget=9.0, pessimism=0.5)])
+    (reading,) = wary.update(column([1.0, 3.0]))
+    assert reading.warning is not None
+    assert "cost and 0.5 deviations 2.707, budget 9" in reading.warning
 
 
 def test_a_window_smaller_than_a_rollout_drops_none_of_it() -> None:

@@ -20,7 +20,7 @@ from equipoise.policy.train import train_group_lag, train_ppo_lag
 from equipoise.protocols import Sampling
 
 KEYS = {
-    *("update", "responses", "reward", "reward_std", "costs", "compared", "budgets", "multipliers", "states"),
+    *("update", "responses", "reward", "reward_std", "costs", "excess", "budgets", "multipliers", "states"),
     *("kl", "harmful", "severity", "length", "truncated", "repetition", "entropy", "drift", "clip_fraction"),
     *("policy_loss", "value_losses", "ptx_loss", "grad_norm", "lr", "warnings", "seconds"),
 }

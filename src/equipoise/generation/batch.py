@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 
 from equipoise.batch import Row, conversation, run_batch, writing
 from equipoise.config import Config, InputPath, ModelRef
+from equipoise.errors import DataError
 from equipoise.generation.client import EndpointConfig, read_key
 from equipoise.generation.replies import Answer
 from equipoise.generation.sources import Asked, Device, Draw, DType, Responder
@@ -123,7 +124,9 @@ def _answer_all(
         harmful = row.get("is_harmful")
         known = harmful if isinstance(harmful, bool) else None
         more = row.get("provenance")
-        provenance = more if isinstance(more, dict) else {}
+        if check is not None and not isinstance(more, dict | None):
+            raise DataError(f"provenance: expected a mapping, got {more!r:.60}")
+        provenance = more if isinstance(more, dict) else None
         asked = Asked(str(row["id"]), messages_of(conversation(row)), known, provenance)
         if check is not None:
             check(asked)
@@ -204,4 +207,4 @@ def _line(row: Row) -> bytes:
     return json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
-GENERATE = Step("generate", 3, generate, writes_file=True, config=GenerateConfig)
+GENERATE = Step("generate", 4, generate, writes_file=True, config=GenerateConfig)

@@ -84,7 +84,7 @@ def exchange_of(asked: Asked, response: str) -> Exchange:
         prompt=prompt,
         prompt_is_harmful=asked.is_harmful,
         response=response,
-        provenance=dict(asked.provenance),
+        provenance=dict(asked.provenance or {}),
     )
 
 

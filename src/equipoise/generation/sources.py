@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from equipoise.generation.client import EndpointConfig
@@ -35,7 +34,7 @@ class Asked(NamedTuple):
     messages: Messages
     is_harmful: bool | None = None
     """Whether it asks for harm, where that is known."""
-    provenance: Mapping[str, Any] = MappingProxyType({})
+    provenance: Mapping[str, Any] | None = None
     """Of the prompt: what a reward may go by, for example `response_type`."""
 
 

@@ -1,8 +1,8 @@
 """`generate` with a guard behind the model, a scorer or rules to choose by, or both."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
@@ -81,15 +81,29 @@ def _says_its_type(folder: Path, has_guard: bool) -> Callable[[Asked], None]:
     rules = load_card(folder, RulesCard).rules
 
     def check(asked: Asked) -> None:
-        if RESPONSE_TYPE in asked.provenance:
-            rules.type_named(asked.provenance[RESPONSE_TYPE], f"provenance.{RESPONSE_TYPE}")
-        elif asked.is_harmful is None and not has_guard:
-            raise DataError(
-                f"is_harmful: expected true or false, or provenance.{RESPONSE_TYPE};"
-                " rules without a guard go by these"
-            )
+        check_type(rules, asked.provenance or {}, asked.is_harmful, has_guard=has_guard)
 
     return check
+
+
+def check_type(
+    rules: "RuleSet", provenance: Mapping[str, Any], is_harmful: bool | None, *, has_guard: bool
+) -> None:
+    """Raise DataError where rules cannot know what an answer to a prompt should be.
+
+    Args:
+        rules: Whose response types they are.
+        provenance: Of the prompt.
+        is_harmful: Whether it asks for harm, as far as it says so.
+        has_guard: Whether a guard says it otherwise.
+    """
+    if RESPONSE_TYPE in provenance:
+        rules.type_named(provenance[RESPONSE_TYPE], f"provenance.{RESPONSE_TYPE}")
+    elif is_harmful is None and not has_guard:
+        raise DataError(
+            f"is_harmful: expected true or false, or provenance.{RESPONSE_TYPE};"
+            " rules without a guard that judges prompts go by these"
+        )
 
 
 def _choosing(config: GuardedGenerateConfig) -> Callable[[Draw], Draw] | None:

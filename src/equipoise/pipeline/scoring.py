@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 def load_scoring(settings: ScoringSettings, roles: Roles | None, names: Sequence[str]) -> Scoring:
     """Load every source that the settings name, as `policy.scoring.load_scoring` does without these two.
 
-    Rules know what an answer should be from the guard, where there is one that judges prompts, and else from
-    what the prompts say of themselves.
+    Rules know what an answer should be from the response type that a prompt names, else from the guard, where
+    there is one that judges prompts, and else from `is_harmful` of the prompt.
 
     Raises:
         ConfigError: The settings do not fit the constraints, or a source is missing.

@@ -119,7 +119,8 @@ def _flat_cost(name: str, history: Sequence[Line], limits: Limits) -> str:
     if reward is None or len(before) < limits.window:
         return ""
     width = max(recent) - min(recent)
-    whole, away = max(column) - min(column), abs(fmean(recent) - history[-1]["budgets"][name])
+    whole = max(column) - min(column)
+    away = abs(fmean(line["excess"][name] for line in history[-limits.window :]))
     if width > limits.flat * whole or away <= 10 * limits.flat * whole:
         return ""
     stays = (

@@ -44,8 +44,8 @@ class ConstraintSettings(FiniteConfig):
     quantile: float = Field(default=0.25, gt=0, lt=1)
     """Of the costs of the starting policy's responses, where no budget is given."""
     pessimism: float = Field(default=0.0, ge=0)
-    """k: mean and k standard deviations of the costs are held at the budget; it is kept on other prompts then
-    as well. Chittepu et al. 2025 (HC-RLHF)."""
+    """k: the multiplier holds the mean and k standard deviations of the costs at the budget: room for chance
+    and for harder prompts. Chittepu et al. 2025 (HC-RLHF)."""
 
 
 class MultiplierSettings(FiniteConfig):
@@ -62,7 +62,7 @@ class MultiplierSettings(FiniteConfig):
     """Move by the excess in units of how far the starting policy's costs deviate from the budget, which suits
     costs of any scale and rates of a few hundredths; else in the cost's own units."""
     window: int = Field(default=0, ge=0)
-    """Responses whose mean cost is compared with the budget; at least those of the last rollout."""
+    """Responses whose cost is compared with the budget; at least those of the last rollout."""
     delay: int = Field(default=0, ge=0)
     """Updates, from the first, in which the multipliers stay."""
     patience: int = Field(default=10, ge=1)
@@ -101,8 +101,8 @@ class Reading(NamedTuple):
     name: str
     multiplier: float
     cost: float
-    """Mean raw cost over the window and the constraint's pessimism, or what prompts exceed the budget by; see
-    `Multiplier.update`."""
+    """Mean raw cost over the window, with pessimism k deviations more; or what prompts exceed the budget by,
+    see `Multiplier.update`."""
     budget: float
     """What that is compared with."""
     state: State
@@ -234,7 +234,8 @@ class Multiplier:
         warning = None
         begins = self._updates == 0 and now == "inactive"
         if begins or (constraint.streak == self.settings.patience and now != "active"):
-            what = f"cost {cost:.4g}, budget {budget:.4g}"
+            wary = f" and {constraint.pessimism:g} deviations" if constraint.pessimism else ""
+            what = f"cost{wary} {cost:.4g}, budget {budget:.4g}"
             if slack is not None:
                 what = f"prompts exceed its budget by {cost:.4g} in the mean, slack {slack:.4g}"
             since = "from the start" if begins else f"{constraint.streak} updates in a row"

@@ -48,7 +48,7 @@ def log_line(
     budgets: Sequence[float],
     learned: Learned,
 ) -> dict[str, Any]:
-    """Return the numbers of an update, counted from 1; `budgets` as they are compared with `costs`."""
+    """Return the numbers of an update, counted from 1."""
     signals = experience.signals
     reward, costs, severity = signals.reward, signals.costs, signals.severity
     names = [reading.name for reading in readings]
@@ -59,7 +59,7 @@ def log_line(
         "reward": _mean(reward),
         "reward_std": reward.double().std(correction=min(1, responses - 1)).item(),
         "costs": dict(zip(names, (_mean(column) for column in costs.unbind(dim=1)), strict=True)),
-        "compared": {reading.name: reading.cost for reading in readings},
+        "excess": {reading.name: reading.cost - reading.budget for reading in readings},
         "budgets": dict(zip(names, budgets, strict=True)),
         "multipliers": {reading.name: reading.multiplier for reading in readings},
         "states": {reading.name: reading.state for reading in readings},

@@ -92,7 +92,7 @@ class ScoringSettings(Config):
     """A folder of `train rules`, added to the reward."""
     guard: ModelRef | None = None
     """A guard's folder, or `default`: severities are logged, and may be costs; with rules it says which
-    prompts ask for harm."""
+    prompts ask for harm, of those that name no response type."""
     server: RewardServer | None = None
     truncated_less: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """What a response that reached the limit of tokens loses of its reward."""

@@ -9,6 +9,9 @@ from equipoise.evaluation.report.curves import Band, Curve, curves, stacked
 from equipoise.evaluation.report.headline import percent
 from equipoise.evaluation.report.training_log import Update
 
+VISIBLE = 1e-6
+"""Two curves that differ by no more, relative to their values where these exceed 1, are one."""
+
 
 class Chart(NamedTuple):
     """One plot with its title, its numbers in words, and the key of its colours."""
@@ -44,6 +47,13 @@ def charts(updates: Sequence[Update]) -> list[Chart]:
         limit = [each.budgets[name] for each in updates]
         lines = [Curve("cost", cost, _css(place)), Curve("budget", limit, "run0", is_limit=True)]
         text = f"{_way(cost)}, budget {number(limit[-1])}"
+        seen = [
+            each.budgets[name] + each.excess.get(name, each.costs[name] - each.budgets[name])
+            for each in updates
+        ]
+        if any(abs(a - b) > VISIBLE * max(1.0, abs(a)) for a, b in zip(cost, seen, strict=True)):
+            lines.append(Curve("as the multiplier sees it", seen, _css(place + 1)))
+            text += f"; as the multiplier sees it {_way(seen)}"
         shown.append(Chart(f"Cost '{name}' against its budget", text, curves(numbers, lines), _key(lines)))
     if names:
         lines = [

@@ -41,6 +41,8 @@ class Update(_Line):
     reward_std: float
     costs: dict[str, float]
     """Constraint -> mean raw cost."""
+    excess: dict[str, float] = {}
+    """Constraint -> what moves its multiplier: above 0 where it rises. Logs of earlier versions have none."""
     budgets: dict[str, float]
     multipliers: dict[str, float]
     states: dict[str, str]
