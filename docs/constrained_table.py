@@ -32,11 +32,12 @@ def constrained() -> str:
     found = json.loads(FILE.read_text("utf-8"))
     temperature = found["settings"].get("temperature", 0.0)
     judged = f"answers at temperature {temperature:g}" if temperature else "greedy answers"
-    parts = [part for seed in found["seeds"] for part in _seed(seed, found["seeds"][seed], judged)]
+    parts = [part for seed in found["seeds"] for part in of_seed(seed, found["seeds"][seed], judged)]
     return "\n\n".join(parts)
 
 
-def _seed(seed: str, found: dict[str, Any], judged: str) -> list[str]:
+def of_seed(seed: str, found: dict[str, Any], judged: str) -> list[str]:
+    """Return a paragraph and a table of one seed; `judged` says how its answers were written."""
     rows = []
     for judge, metric, title in ROWS:
         told = found[judge]["metrics"].get(metric)

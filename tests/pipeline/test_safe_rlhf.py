@@ -1,13 +1,17 @@
 """`recipes/safe-rlhf-small.yaml` and `safe-rlhf-rounds.yaml` from end to end, with rows of the test's own."""
 
+import importlib
 import json
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any
 
 import pytest
+from scipy import stats
 
 from equipoise.data.corpus import corpus
+from equipoise.evaluation.files import read_lines
+from equipoise.evaluation.rows import EvaluatedRow
 from equipoise.lineage import manifest_of, read_manifest
 from equipoise.pipeline.recipe import load_recipe
 from equipoise.pipeline.run import run_recipe
@@ -47,7 +51,7 @@ def write_rows(folder: Path, count: int = 24) -> None:
 
 @pytest.mark.slow
 def test_the_recipe_goes_from_rows_to_a_report_of_both_sides(
-    tiny_llama: Path, tiny_encoder: Path, tmp_path: Path
+    tiny_llama: Path, tiny_encoder: Path, tmp_path: Path, load_scripts: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_rows(tmp_path)
     small = {
@@ -92,6 +96,18 @@ def test_the_recipe_goes_from_rows_to_a_report_of_both_sides(
         assert {"unsafe_by_cost", "over_refusal", "repetition"} <= told["metrics"].keys()
     own = read_manifest(done["aligned_own"].place / "manifest.json").inputs
     assert Path(own["scorer"].path) == done["scorers"].place
+
+    found = load_scripts("common", "safe_rlhf")["safe_rlhf"].measured(done)
+    rows = read_lines(done["aligned_own"].place / "rows.jsonl", EvaluatedRow)
+    costs = [row.cost for row in rows if row.is_harmful and row.cost is not None]
+    assert len(costs) == 3
+    bound = fmean(costs) + stats.t.ppf(0.95, 2) * stdev(costs) / 3**0.5
+    assert found["certificate"]["bound"] == pytest.approx(bound, rel=1e-9)
+    assert found["certificate"]["passed"] == (bound <= found["budget"] == 0.4)
+    monkeypatch.syspath_prepend(RECIPES.parent / "docs")
+    told = importlib.import_module("constrained_table").of_seed("0", found, "greedy answers")
+    assert f"its expected cost is below {bound:.3f} with confidence 0.95" in told[0]
+    assert told[1].count("\n") == 1 + 14 + len(found["over_refusal"])  # a head of two lines, metrics, sources
 
 
 def manifest_for(made: Path) -> Path | None:
