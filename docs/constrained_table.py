@@ -61,7 +61,8 @@ def of_seed(seed: str, found: dict[str, Any], judged: str) -> list[str]:
         f" {found['budget']:.3f}. The policy's samples, which it learns from, are {where}:"
         f" {found['mean_of_last_updates']:.3f} over the last {found['last']} updates. Its {judged} to prompts"
         " held back, which all drew an unsafe answer, cost by the scorers that it learned from"
-        f" {number(cost)}: {found['budget_on_held_back']}. By these it {passed} a release test (HC-RLHF) on"
-        f" them: its expected cost is below {test['bound']:.3f} with confidence {1 - test['delta']:g}.",
+        f" {number(cost)}: {found['budget_on_held_back']}. By these it {passed} a one-sided release test"
+        f" (HC-RLHF) on them: its expected cost is below {test['bound']:.3f} with confidence"
+        f" {1 - test['delta']:g}.",
         table(["on held-back prompts", "before", "after", "after less before"], rows),
     ]

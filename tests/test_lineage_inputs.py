@@ -26,20 +26,14 @@ def settings(place: Path) -> Many:
     return Many(by_name={"a": Files(train=place)}, in_turn=(Files(), Files(more=(place,))))
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    path = tmp_path / "data.txt"
-    path.write_text("rows", "utf-8")
-    return path
+def test_they_are_named_by_key_and_place(tmp_path: Path) -> None:
+    assert find_inputs(settings(tmp_path)) == {"by_name.a.train": tmp_path, "in_turn.1.more.0": tmp_path}
 
 
-def test_they_are_named_by_key_and_place(data: Path) -> None:
-    assert find_inputs(settings(data)) == {"by_name.a.train": data, "in_turn.1.more.0": data}
-
-
-def test_what_they_hold_decides_and_where_they_lie_does_not(data: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "copy.txt"
-    copy.write_text("rows", "utf-8")
+def test_what_they_hold_decides_and_where_they_lie_does_not(tmp_path: Path) -> None:
+    data, copy = tmp_path / "data.txt", tmp_path / "copy.txt"
+    for path in (data, copy):
+        path.write_text("rows", "utf-8")
     assert identify(STEP, settings(copy)).key == identify(STEP, settings(data)).key
     copy.write_text("other rows", "utf-8")
     assert identify(STEP, settings(copy)).key != identify(STEP, settings(data)).key

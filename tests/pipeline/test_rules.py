@@ -5,7 +5,7 @@ import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import pytest
 import torch
@@ -273,34 +273,33 @@ def test_rules_without_a_guard_need_rows_that_say_what_they_ask_for(
     assert outcome.manifest.notes["errors"] == 3
 
 
-@pytest.mark.parametrize("flagged", [True, False])
-def test_a_guard_is_asked_only_where_a_prompt_does_not_name_its_response_type(flagged: bool) -> None:
+def test_a_guard_is_asked_only_where_a_prompt_does_not_name_its_response_type() -> None:
+    seen: list[str] = []
+
     class Reading(NamedTuple):
-        prompts: list[TextPair]
+        prompts: list[str]
 
         def verdict(self, row: int, policy: Policy) -> Verdict:
-            return Verdict(not flagged, 0.5, 0, (0.5, 0.5), (), {}, False)
+            is_safe = self.prompts[row] != "Question 0?"
+            return Verdict(is_safe, 0.5, 0, (0.5, 0.5), (), {}, False)
 
     class Asking:
-        seen: ClassVar[list[str]] = []
-
         def read(self, texts: list[TextPair]) -> Reading:
-            self.seen.extend(text.prompt for text in texts)
-            return Reading(texts)
+            found = [text.prompt for text in texts]
+            seen.extend(found)
+            return Reading(found)
 
     policy = parse_config(Policy, {"name": "any", "unsafe": 0.5}, "test")
     type_of = type_by_guard(cast(Guard, Asking()), policy, RuleSet.model_validate(RULES))
-    rows = [
+    named = [
         said("a", 0, ("help",), response_type="answer"),
-        said("b", 0, ("help",)),
-        said("c", 1, ("sorry",)),
+        said("b", 1, ("help",), response_type="decline"),
     ]
-    by_guard = "decline" if flagged else "answer"
-    assert type_of(rows) == ["answer", by_guard, by_guard]
-    assert Asking.seen == ["Question 0?", "Question 1?"]
-    assert type_of([rows[0], said("d", 2, ("help",), response_type="decline")]) == ["answer", "decline"]
-    assert len(Asking.seen) == 2
-    Asking.seen.clear()
+    others = [said("c", 1, ("help",)), said("d", 0, ("help",)), said("e", 1, ("sorry",))]
+    assert type_of([*named, *others]) == ["answer", "decline", "answer", "decline", "answer"]
+    assert seen == ["Question 1?", "Question 0?"]  # several tries share a prompt
+    assert type_of(named) == ["answer", "decline"]
+    assert len(seen) == 2
 
 
 @pytest.fixture

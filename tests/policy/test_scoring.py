@@ -1,5 +1,6 @@
 """Signals from every source: the numbers that the source itself gives, and one line for a mistake."""
 
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -129,9 +130,16 @@ def test_one_folder_that_is_named_twice_is_loaded_once(folder: Path, monkeypatch
     monkeypatch.setattr("equipoise.policy.scoring.load_scorer", load)
     signals = load_scoring(settings(reward_scorer=folder, scorer=folder), None, ["cost"])(rollouts())
     assert loaded == [folder]
-    with pytest.raises(ConfigError, match=r"scoring\.scorer: nobody asks .*other; expected"):
-        load_scoring(settings(reward_scorer=folder, scorer=folder.parent / "other"), None, [])
     assert signals.costs.std() > 0
+
+
+def test_a_scorer_that_nobody_asks_is_refused_and_one_that_gives_a_cost_is_not(folder: Path) -> None:
+    both = settings(reward_scorer=folder, scorer=folder.parent / "other")
+    with pytest.raises(ConfigError, match=r"scoring\.scorer: nobody asks .*other; expected"):
+        load_scoring(both, None, [])
+    shutil.copytree(folder, folder.parent / "another")
+    asked = settings(reward_scorer=folder, scorer=folder.parent / "another")
+    assert load_scoring(asked, None, ["cost"])(rollouts()).costs.std() > 0
 
 
 def test_costs_of_groups_are_the_highest_of_their_categories(roles: Roles, folder: Path) -> None:

@@ -97,9 +97,7 @@ def check_type(
         is_harmful: Whether it asks for harm, as far as it says so.
         has_guard: Whether a guard says it otherwise.
     """
-    if RESPONSE_TYPE in provenance:
-        rules.type_named(provenance[RESPONSE_TYPE], f"provenance.{RESPONSE_TYPE}")
-    elif is_harmful is None and not has_guard:
+    if rules.type_said(provenance, is_harmful) is None and not has_guard:
         raise DataError(
             f"is_harmful: expected true or false, or provenance.{RESPONSE_TYPE};"
             " rules without a guard that judges prompts go by these"
@@ -154,18 +152,16 @@ def type_by_guard(guard: "Guard", policy: "Policy", rules: "RuleSet") -> "TypeOf
     from equipoise.models.windows import TextPair
 
     def type_of(exchanges: Sequence[Exchange]) -> list[str]:
-        unsaid = [text_of(e.prompt) for e in exchanges if RESPONSE_TYPE not in e.provenance]
-        prompts = list(dict.fromkeys(unsaid))  # several tries share one
+        named = [rules.type_said(e.provenance, None) for e in exchanges]
+        asked = [text_of(e.prompt) for e, name in zip(exchanges, named, strict=True) if name is None]
+        prompts = list(dict.fromkeys(asked))  # several tries share one
         by_guard = {}
         if prompts:
             reading = guard.read([TextPair(prompt, None) for prompt in prompts])
             for row, prompt in enumerate(prompts):
                 is_safe = reading.verdict(row, policy).is_safe
                 by_guard[prompt] = rules.harmless if is_safe else rules.harmful
-        return [
-            rules.type_of(e) if RESPONSE_TYPE in e.provenance else by_guard[text_of(e.prompt)]
-            for e in exchanges
-        ]
+        return [name or by_guard[text_of(e.prompt)] for e, name in zip(exchanges, named, strict=True)]
 
     return type_of
 

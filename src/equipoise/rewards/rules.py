@@ -162,23 +162,34 @@ class RuleSet(Config):
             raise DataError(f"{where}: no response type {name!r:.60}; known: {', '.join(known)}{hint}")
         return known[name]
 
-    def type_of(self, exchange: Exchange) -> str:
-        """Return the response type that an exchange calls for.
+    def type_said(self, provenance: Mapping[str, object], is_harmful: bool | None) -> str | None:
+        """Return the response type that a prompt calls for by what it says of itself.
 
-        It is the one that `provenance` names, else that of harmful or of harmless prompts.
+        It is the one that `provenance` names, else that of harmful or of harmless prompts; None where it says
+        neither. A name that there is not raises DataError.
+        """
+        if RESPONSE_TYPE in provenance:
+            return self.type_named(provenance[RESPONSE_TYPE], f"provenance.{RESPONSE_TYPE}")
+        if is_harmful is None:
+            return None
+        return self.harmful if is_harmful else self.harmless
+
+    def type_of(self, exchange: Exchange) -> str:
+        """Return the response type that an exchange calls for, as `type_said`.
 
         Raises:
-            DataError: Nothing of both is known.
+            DataError: It says nothing, or names one that there is not.
         """
-        if RESPONSE_TYPE in exchange.provenance:
-            where = f"{exchange.id}: provenance.{RESPONSE_TYPE}"
-            return self.type_named(exchange.provenance[RESPONSE_TYPE], where)
-        if exchange.prompt_is_harmful is None:
+        try:
+            found = self.type_said(exchange.provenance, exchange.prompt_is_harmful)
+        except DataError as exc:
+            raise DataError(f"{exchange.id}: {exc}") from exc
+        if found is None:
             raise DataError(
                 f"{exchange.id}: the response type is not known;"
                 f" expected provenance.{RESPONSE_TYPE} or prompt_is_harmful"
             )
-        return self.harmful if exchange.prompt_is_harmful else self.harmless
+        return found
 
 
 class TypeOf(Protocol):
