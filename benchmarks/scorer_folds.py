@@ -48,9 +48,15 @@ SCORERS: dict[str, dict[str, Any]] = {
     "smollm2-135m": {"backbone": "smollm2-135m", "depth": 20, "layers": 4},
     "mpnet": {"backbone": "mpnet"},
     "minilm": {"backbone": "minilm"},
+    "qwen2.5-coder-1.5b": {
+        "backbone": "qwen2.5-coder-1.5b",
+        "depth": 20,
+        "layers": 4,
+        "optim": {"bf16": True},
+    },
 }
 """Settings of `train scorer`; the first was chosen by cross-validation on other rows of this kind."""
-UPPER_HALF = {"smollm2-135m": 10, "mpnet": 6, "minilm": 3}
+UPPER_HALF = {"smollm2-135m": 10, "mpnet": 6, "minilm": 3, "qwen2.5-coder-1.5b": 10}
 """Layers that learn with `--tune top`, of those that are run."""
 TUNED = {"lr": 1e-4, "head_lr": 1e-3, "epochs": 2}
 
@@ -94,7 +100,8 @@ def run_folds(split: Split, folder: Path, count: int, scorer: Mapping[str, Any] 
         given = {name: kind[name] for name in ("backbone", "depth", "layers") if name in kind}
         everything = written(folder / "all.jsonl", split.pairs)
         single = written(folder / "beside.jsonl", split.beside, Exchange) if split.beside else None
-        config = FeaturesConfig(pairs=everything, exchanges=single, **given)
+        dtype = "bfloat16" if kind.get("optim", {}).get("bf16") else "auto"
+        config = FeaturesConfig(pairs=everything, exchanges=single, dtype=dtype, **given)
         features, manifest = done(folder.parent / "features", FEATURES, config)
         steps.append(manifest)
     parts = []

@@ -48,6 +48,7 @@ class FeaturesConfig(Config):
     backbone: ModelRef
     depth: int | None = None
     layers: int = 6
+    dtype: str = "auto"
 
 
 def compute_features(config: FeaturesConfig, run: Run) -> None:
@@ -55,7 +56,7 @@ def compute_features(config: FeaturesConfig, run: Run) -> None:
     pairs = list(read_records(config.pairs, Pair))
     answers = [*answers_of(pairs), *single(config.exchanges)]
     run.licences |= {answer.licence for answer in answers}
-    backbone = load_trunk("pooled", config.backbone, depth=config.depth)
+    backbone = load_trunk("pooled", config.backbone, depth=config.depth, dtype=config.dtype)
     windows = {key(window): window for window in encoded(backbone.tokenizer, answers)}
     features = embed(PooledFeatures(backbone.model, config.layers), list(windows.values()))
     save_tensors(run.out / FILE, {"keys": torch.tensor(list(windows)), "features": features})

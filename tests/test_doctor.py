@@ -9,7 +9,7 @@ import torch
 from equipoise import __version__
 from equipoise.doctor import as_text, examine
 from equipoise.extras import EXTRAS
-from equipoise.models.builtin import BUILTIN
+from equipoise.models.wheels import BUILTIN
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,8 @@ from typing import Any
 from equipoise import __version__
 from equipoise.extras import EXTRAS, missing
 from equipoise.machine import processor, versions
-from equipoise.models.builtin import BUILTIN, cache_folder, installed
+from equipoise.models.builtin import cache_folder, installed
+from equipoise.models.wheels import BUILTIN
 
 
 def examine() -> dict[str, Any]:

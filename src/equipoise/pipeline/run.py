@@ -17,7 +17,8 @@ from equipoise.errors import (
 )
 from equipoise.files import LOCK, only_one, remove_leftovers, write_text
 from equipoise.lineage import identify, produce, read_manifest
-from equipoise.models.builtin import BUILTIN, model_path
+from equipoise.models.builtin import model_path
+from equipoise.models.wheels import BUILTIN
 from equipoise.pipeline.recipe import Recipe, needed_by
 from equipoise.pipeline.references import mentioned, resolve
 from equipoise.pipeline.steps import step_of
