@@ -195,7 +195,7 @@ def _convert_gguf(origin: Path, fresh: Path, dtype: str) -> None:
         # into a plain model of the same class.
         config = loaded.config
         del config.quantization_config
-        plain = type(loaded)(config).to(loaded.dtype)
+        plain = AutoModelForCausalLM.from_config(config, dtype=loaded.dtype)
         plain.load_state_dict(loaded.state_dict())
         plain.tie_weights()
         kind = GGUFReader(origin).get_field("tokenizer.ggml.pre")
